@@ -1,0 +1,165 @@
+"""The default: several experts on a call's need compete, each with the safety factor that wastes least.
+
+An expert turns a call's input size into an expectation; a window of measured / expected ratios turns that into
+an allocation.  Experts are charged the memory-time that their allocations would have wasted; the cheapest one
+sizes the next call.  Everything is learned per category; a category without a result starts from the pool.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from lfm_manager.sizing.experts import Points
+from lfm_manager.sizing.limits import SMALLEST, START, next_rung, usable, within
+from lfm_manager.sizing.pool import Pool
+from lfm_manager.sizing.ratios import Ratios
+
+WINDOW = 256
+LEARNERS = 4  # results from which an expert on the input size may speak
+OVERHEAD_S = 1.0  # what starting a call again takes, besides its own time
+FAILURE = 1.0  # what a failed attempt costs of its allocation x time
+DISCOUNT = 0.995  # of a ratio's weight, per later observation
+PATIENCE = 0.95  # of an expert's loss, per later observation; and how much better a rival must be
+SHORTEST_S = 0.001
+CONSTANT, NEAR, FAR, UPPER = range(4)
+
+
+class _Category:
+    """What is known of one category."""
+
+    __slots__ = ("count", "expert", "largest", "losses", "points", "seconds", "windows")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.largest = 0.0
+        self.seconds = 0.0
+        self.points = Points()
+        self.windows = [Ratios(WINDOW, DISCOUNT) for _ in range(4)]
+        self.losses = [0.0] * 4
+        self.expert = CONSTANT
+
+    @property
+    def failure(self) -> float:
+        """What a failed second costs, its share of starting again included."""
+        return FAILURE + OVERHEAD_S * self.count / self.seconds
+
+    def expected(self, expert: int, x: float) -> float | None:
+        """What one expert expects, None where it has nothing to say."""
+        if expert == CONSTANT:
+            return 1.0
+        if self.count < LEARNERS or x <= 0 or len(self.points.sizes) < LEARNERS:
+            return None
+        if expert == NEAR:
+            return self.points.near(x)
+        if expert == FAR:
+            return self.points.far(x)
+        return self.points.upper(x)
+
+    def allocation(self, expert: int, expected: float | None, failure: float) -> float:
+        """What an expert would give now; the constant one speaks for those that cannot."""
+        window = self.windows[expert]
+        if expected is None or not len(window):
+            return self.windows[CONSTANT].factor(failure)
+        return expected * window.factor(failure)
+
+    def learn(self, x: float, y: float, seconds: float) -> None:
+        if self.count:
+            self._charge(x, y, seconds)
+        else:
+            self.windows[CONSTANT].add(y, seconds, seconds)
+        self.count += 1
+        self.largest = max(self.largest, y)
+        self.seconds += seconds
+        if x > 0:
+            self.points.add(x, y)
+
+    def _charge(self, x: float, y: float, seconds: float) -> None:
+        failure = self.failure
+        short = max(1.02 * self.largest - y, 0.25 * y)
+        for expert, window in enumerate(self.windows):
+            expected = self.expected(expert, x)
+            given = self.allocation(expert, expected, failure)
+            loss = given - y if given >= y else failure * given + short
+            self.losses[expert] = PATIENCE * self.losses[expert] + loss * seconds
+            if expected is not None:
+                window.add(y / expected, seconds * expected, seconds)
+        self._elect(failure)
+
+    def _elect(self, failure: float) -> None:
+        scores = [self._score(expert, failure) for expert in range(4)]
+        best = min(range(4), key=scores.__getitem__)
+        if scores[best] < PATIENCE * scores[self.expert]:
+            self.expert = best
+
+    def _score(self, expert: int, failure: float) -> float:
+        window = self.windows[expert]
+        if len(window) < 2:
+            return float("inf")
+        window.factor(failure)
+        return self.losses[expert] * window.cost
+
+
+class Auto:
+    def __init__(self, resource: str) -> None:
+        self._start = START[resource]
+        self._smallest = SMALLEST[resource]
+        self._categories: dict[str, _Category] = {}
+        self._pool = Pool(OVERHEAD_S)
+
+    def predict(
+        self,
+        category: str,
+        input_bytes: float,
+        hint: float | None,
+        cap: float,
+        *,
+        in_flight: int = 0,
+        share: float = 0.0,
+    ) -> float:
+        known = self._categories.get(category)
+        if known is None:
+            size = self._pool.first(hint, self._start, crowd=in_flight > 0)
+            return within(max(size, share), hint, cap)
+        expected = known.expected(known.expert, input_bytes)
+        return within(known.allocation(known.expert, expected, known.failure), hint, cap)
+
+    def succeeded(
+        self, category: str, input_bytes: float, measured: float, wall_s: float, *, hint: float | None = None
+    ) -> None:
+        if not usable(measured, wall_s):
+            return
+        measured = max(measured, self._smallest)
+        seconds = max(wall_s, SHORTEST_S)
+        self._pool.add(category, measured, seconds, hint)
+        known = self._categories.get(category)
+        if known is None:
+            known = self._categories[category] = _Category()
+        known.learn(input_bytes if 0 < input_bytes < inf else 0.0, measured, seconds)
+
+    def exhausted(
+        self,
+        category: str,
+        attempt: int,
+        allocation: float,
+        measured: float,
+        cap: float,
+        *,
+        hint: float | None = None,
+    ) -> float | None:
+        known = self._categories.get(category)
+        wanted = _unseen_rung(allocation, hint) if known is None else _rung(known, attempt, allocation)
+        return next_rung(wanted, allocation, measured, cap)
+
+
+def _unseen_rung(allocation: float, hint: float | None) -> float:
+    doubled = 2 * allocation
+    return hint if hint is not None and allocation < hint <= doubled else doubled
+
+
+def _rung(known: _Category, attempt: int, allocation: float) -> float:
+    """Among the sizes seen that are larger, the one that wastes least; beyond them all, half as much again."""
+    found = known.windows[CONSTANT].factor_above(allocation, known.failure)
+    if found is not None:
+        return found
+    larger = allocation * (1.5 if attempt < 3 else 2)
+    return max(larger, 1.02 * known.largest) if known.largest > allocation else larger

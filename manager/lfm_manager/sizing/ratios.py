@@ -1,0 +1,154 @@
+"""A window of measured / expected ratios, and the safety factor that wastes least over them.
+
+The factor is chosen as if the past came again: every candidate is charged what it would have left unused,
+what its failures would have thrown away, and what the second rung would have cost; above the largest ratio the
+tail is taken as exponential, for the observation not seen yet.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Sequence
+from math import exp, log
+from operator import mul
+
+GROWTH = 1.5  # what the third rung is expected to be, in second rungs
+SPREAD = 0.05  # of the largest ratio: how far the tail reaches while little is known
+DOUBT = 2  # observations after which half of the tail's scale is measured
+REFRESH = 16  # the factor is chosen again when a 16th of the window is new
+RESCALE = 1e60  # weights grow as they discount the past; brought back before they overflow
+
+
+class Ratios:
+    """Sorted ratios with weights; the oldest leaves when there are more than ``size``."""
+
+    __slots__ = (
+        "_arrived",
+        "_factor",
+        "_fresh",
+        "_grow",
+        "_stale",
+        "_time",
+        "_unit",
+        "cost",
+        "ratios",
+        "rung",
+        "size",
+        "weights",
+    )  # fmt: skip
+
+    def __init__(self, size: int, discount: float) -> None:
+        self.size = size
+        self.ratios: list[float] = []
+        self.weights: list[float] = []
+        self._arrived: deque[tuple[float, float, float]] = deque()  # ratio, weight, discounted seconds
+        self._grow = 1 / discount
+        self._unit = 1.0  # the weight of one observation now; older ones weigh less
+        self._time = 0.0  # discounted seconds in the window
+        self._fresh = 0  # insertions since the factor was chosen
+        self._stale = True
+        self._factor = 0.0
+        self.rung = 0.0  # the second rung that goes with the factor
+        self.cost = 0.0  # expected waste per second of a call, at the factor
+
+    def __len__(self) -> int:
+        return len(self.ratios)
+
+    @property
+    def largest(self) -> float:
+        return self.ratios[-1]
+
+    def add(self, ratio: float, weight: float, wall_s: float) -> None:
+        """One observation; ``weight`` is its expected size x its seconds."""
+        self._unit *= self._grow
+        if self._unit > RESCALE:
+            self._rescale()
+        weight *= self._unit
+        seconds = wall_s * self._unit
+        place = bisect_right(self.ratios, ratio)
+        if place == len(self.ratios) or ratio > self._factor:
+            self._stale = True
+        self.ratios.insert(place, ratio)
+        self.weights.insert(place, weight)
+        self._arrived.append((ratio, weight, seconds))
+        self._time += seconds
+        if len(self.ratios) > self.size:
+            self._forget_oldest()
+        self._fresh += 1
+        if self._fresh * REFRESH >= len(self.ratios):
+            self._stale = True
+
+    def factor(self, failure: float) -> float:
+        """The safety factor; ``failure`` is what a failed second costs, in seconds of the same size."""
+        if self._stale:
+            self._factor, self.rung, cost = cheapest(self.ratios, self.weights, failure)
+            self.cost = cost / self._time
+            self._stale = False
+            self._fresh = 0
+        return self._factor
+
+    def factor_above(self, ratio: float, failure: float) -> float | None:
+        """The same choice among what is larger than ``ratio``; None where nothing is."""
+        first = bisect_right(self.ratios, ratio)
+        if first == len(self.ratios):
+            return None
+        return cheapest(self.ratios[first:], self.weights[first:], failure)[0]
+
+    def _forget_oldest(self) -> None:
+        ratio, weight, seconds = self._arrived.popleft()
+        place = bisect_left(self.ratios, ratio)
+        while (
+            self.weights[place] != weight and place + 1 < len(self.ratios) and self.ratios[place + 1] == ratio
+        ):
+            place += 1
+        if place == len(self.ratios) - 1:
+            self._stale = True
+        del self.ratios[place]
+        del self.weights[place]
+        self._time -= seconds
+
+    def _rescale(self) -> None:
+        down = 1 / self._unit
+        self._unit = 1.0
+        self._time *= down
+        self.weights = [w * down for w in self.weights]
+        self._arrived = deque((r, w * down, s * down) for r, w, s in self._arrived)
+
+
+def cheapest(ratios: Sequence[float], weights: Sequence[float], failure: float) -> tuple[float, float, float]:
+    """The factor that wastes least over sorted weighted ratios, the rung above it, and what it would have wasted."""
+    n = len(ratios)
+    top = ratios[-1]
+    total = sum(weights)
+    moment = sum(map(mul, ratios, weights))
+    below, above_half = (n - 1) // 2, (n + 1) // 2  # an odd window's middle one is in neither half
+    median = (ratios[below] + ratios[n // 2]) / 2
+    excess = sum(ratios[above_half:]) / (n - above_half) - median if n > 1 else 0.0
+    scale = (excess * n + SPREAD * top * DOUBT) / (n + DOUBT)
+    again = GROWTH - 1
+    unseen = total / (n + 1)  # the weight of one observation not made yet
+    reach = scale * log(max(1.0, (failure + again) * top / (scale * (n + 1))))
+    rung = top + reach
+    best = total * rung - moment + unseen * exp(-reach / scale) * (failure + again) * rung
+    factor = rung
+    above, above_moment = weights[-1], weights[-1] * top
+    last = top
+    tail = unseen * again * top
+    for k in range(n - 2, -1, -1):
+        q = ratios[k]
+        weight = weights[k]
+        if q < last * 0.999:
+            cost = (
+                q * (total - above) - (moment - above_moment)
+                + failure * q * (above + unseen)
+                + rung * above - above_moment
+                + tail
+            )  # fmt: skip
+            if cost < best:
+                best = cost
+                factor = q
+        last = q
+        above += weight
+        above_moment += weight * q
+    return factor, rung, best

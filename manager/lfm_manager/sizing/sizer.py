@@ -1,0 +1,57 @@
+"""What every sizing strategy is: how much of one resource the next call of a category gets.
+
+One instance serves one resource ("memory", "disk", "cores") of all categories; amounts are bytes, or cores.
+A strategy knows no clock and no chance: the same observations give the same sizes, so an earlier run's
+measurements are taken up by saying ``succeeded`` once for each of them.
+
+A limit that a user set by hand is expressed by ``cap``: nothing ever exceeds it.  A ``hint`` is softer, what
+somebody thinks that the call takes: first attempts stay below it, retries may pass it on their way to ``cap``.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Sizer(Protocol):
+    """Sizes of one resource, for all categories."""
+
+    def predict(
+        self,
+        category: str,
+        input_bytes: float,
+        hint: float | None,
+        cap: float,
+        *,
+        in_flight: int = 0,
+        share: float = 0.0,
+    ) -> float:
+        """The first allocation of a call: at most ``cap`` (the largest worker, or the limit) and at most ``hint``.
+
+        ``in_flight`` calls of this category are out and have not ended; leave it 0 where the scheduler holds a
+        category's crowd back until its first result.  ``share`` is what the call's cores claim of a worker
+        anyway (memory x cores of the call / cores of the worker): a category without a result starts no lower.
+        """
+        ...
+
+    def succeeded(
+        self, category: str, input_bytes: float, measured: float, wall_s: float, *, hint: float | None = None
+    ) -> None:
+        """A call ended well and had used ``measured`` at its peak.  What cannot be a measurement is not learned."""
+        ...
+
+    def exhausted(
+        self,
+        category: str,
+        attempt: int,
+        allocation: float,
+        measured: float,
+        cap: float,
+        *,
+        hint: float | None = None,
+    ) -> float | None:
+        """The next allocation after attempt number ``attempt`` (from 1) was too small; None: ``cap`` was too small.
+
+        Also the rung to which a running call's limit may grow in place: ask with what it holds now.
+        """
+        ...
