@@ -1,0 +1,349 @@
+"""Every message.  Frozen, typed, version in the handshake; only payloads are opaque, and only a call unpickles them.
+
+Who says what: a **client** and a **worker** open their session with a hello; the manager answers Welcome or
+Refused (both handled by ``lfm.connection``, as are sequence numbers, acknowledgement, resend and heartbeats:
+what is below arrives exactly once and in order while both ends live).  A **viewer** asks Query only.
+
+Blobs are pulled: whoever lacks one says FetchBlob, range by range, with a few ranges outstanding (its credits);
+the other answers BlobChunk or BlobMissing.  The same three messages serve in every direction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lfm.protocol.ids import Digest, EnvironmentKey, FunctionId, TaskId
+from lfm.protocol.outcomes import Attempt, Blob, Outcome, Payload
+from lfm.protocol.resources import Request, Resources, Usage
+
+VERSION = 1
+CHUNK = 1 << 20  # bytes of one BlobChunk at most
+
+# ---------------------------------------------------------------- opening a session
+
+
+@dataclass(frozen=True, slots=True)
+class ClientHello:
+    session: str  # random, chosen by the client; prefix of its task ids
+    user: str
+    host: str
+    pid: int
+    name: str | None = None  # a session that may be resumed by name
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A call that a worker still holds when it says hello again: running, or ended and not yet taken."""
+
+    task: TaskId
+    attempt: int
+    allocation: Resources | None = None  # what it holds of the node
+    gpu_devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHello:
+    session: str
+    name: str  # "host-pid", or the batch job's id: what `lfm worker list` shows
+    host: str
+    pid: int
+    offer: Resources  # ``wall_time``: seconds left to live, None if unbounded
+    gpu_devices: tuple[str, ...] = ()  # what CUDA_VISIBLE_DEVICES would say
+    labels: dict[str, str] = field(default_factory=dict)  # "machine", "libc", "batch", "job", "version", ...
+    environments: tuple[Digest, ...] = ()  # unpacked on its node
+    running: tuple[Running, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ViewerHello:
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    run: str  # the run's name
+    epoch: str  # changes when the manager restarts
+    resumed: bool  # False: the manager knows nothing of this session's past
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    reason: str  # one line, for a person
+
+
+# ---------------------------------------------------------------- client -> manager
+
+
+@dataclass(frozen=True, slots=True)
+class DeclareEnvironment:
+    """What an environment holds.  ``plan`` is the JSON of ``lfm.function.plan.Plan``; sent once a session and key."""
+
+    key: EnvironmentKey
+    plan: Payload
+    name: str  # for people: "numpy, scipy (+2)"
+
+
+@dataclass(frozen=True, slots=True)
+class DeclareFunction:
+    """A function, its environment and its overlay; sent once a session."""
+
+    function: FunctionId
+    name: str  # module-qualified name, for people
+    category: str
+    environment: EnvironmentKey
+    code: Payload  # the pickled callable, a payload
+    overlay: Payload | None  # tar of the user's own modules and cloudpickle
+    preload: tuple[str, ...]  # third-party modules that a warm interpreter should have imported
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    task: TaskId
+    function: FunctionId
+    arguments: Payload  # payload of (args, kwargs); with ``chunk`` a list of these
+    request: Request
+    category: str | None = None  # None: the function's
+    retries: int = 0  # for the function's own exceptions
+    priority: float = 0.0
+    chunk: int = 0  # > 0: so many calls in one fork; the value is the list of their values
+    blobs: tuple[Blob, ...] = ()  # what ex.put() made and the arguments refer to
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Take back if it has not started.  Answered by Finished(Cancelled) if that worked, else not at all."""
+
+    tasks: tuple[TaskId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Cancel, and kill if it runs.  Always ends in a Finished."""
+
+    tasks: tuple[TaskId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The client has these results; the manager may forget them."""
+
+    tasks: tuple[TaskId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The session ends on purpose.  A client's remaining calls are cancelled, unless ``detach``."""
+
+    detach: bool = False
+
+
+# ---------------------------------------------------------------- manager -> client
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The call is running (future.running() from now on); said again for every attempt."""
+
+    task: TaskId
+    attempt: int
+    worker: str
+    allocation: Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    task: TaskId
+    outcome: Outcome
+    usage: Usage | None
+    allocation: Resources | None
+    attempts: tuple[Attempt, ...]
+    stdout: bytes = b""  # head and tail, bounded
+    stderr: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """For the person at the client: a warning, once."""
+
+    level: str  # "info" | "warning"
+    text: str
+    tasks: tuple[TaskId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentProgress:
+    """How far an environment is.  ``total`` 0: unknown.  The last has stage "ready" or "failed"."""
+
+    key: EnvironmentKey
+    name: str
+    stage: str  # "build" | "pack" | "verify" | "ready" | "failed"
+    done: int
+    total: int
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the workers offer together; said at the start and whenever it changes."""
+
+    workers: int
+    cores: float
+    memory: int
+    calls: int  # how many calls could run at once at present sizes, at least
+
+
+# ---------------------------------------------------------------- any -> manager and back
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question for a person or a script; ``what`` is a name of the command line: "status", "tasks", "explain", ..."""
+
+    number: int
+    what: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    number: int
+    body: Any  # what --json prints; {"error": text} where it cannot be answered
+
+
+@dataclass(frozen=True, slots=True)
+class FetchBlob:
+    digest: Digest
+    offset: int
+    length: int  # CHUNK at most
+
+
+@dataclass(frozen=True, slots=True)
+class BlobChunk:
+    digest: Digest
+    offset: int
+    size: int  # of the whole blob
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BlobMissing:
+    digest: Digest
+    reason: str
+
+
+# ---------------------------------------------------------------- manager -> worker
+
+
+@dataclass(frozen=True, slots=True)
+class DefineFunction:
+    """What a worker needs before it can run a function; sent once a session, before the first Run of it."""
+
+    function: FunctionId
+    name: str
+    environment: Blob  # the tarball, ready on the manager
+    code: Payload
+    overlay: Payload | None
+    preload: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    task: TaskId
+    attempt: int
+    function: FunctionId
+    arguments: Payload
+    allocation: Resources  # memory, disk and wall_time are enforced; 0 or None: not
+    gpu_devices: tuple[str, ...] = ()
+    processes: int | None = None
+    chunk: int = 0
+    blobs: tuple[Blob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KillCall:
+    task: TaskId
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take no more; finish what runs; then say WorkerLeaving and go."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetBlob:
+    """No call needs this blob any more (a result that was taken, an argument of finished calls)."""
+
+    digest: Digest
+
+
+# ---------------------------------------------------------------- worker -> manager
+
+
+@dataclass(frozen=True, slots=True)
+class CallStarted:
+    task: TaskId
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded:
+    task: TaskId
+    attempt: int
+    outcome: Outcome
+    usage: Usage | None
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRaised:
+    """The worker let a running call grow instead of killing it; it holds the difference reserved."""
+
+    task: TaskId
+    attempt: int
+    allocation: Resources
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentReady:
+    digest: Digest
+    unpack_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentUnusable:
+    """This worker cannot use the environment (glibc too old, disk full, corrupt); its calls must go elsewhere."""
+
+    digest: Digest
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OfferChanged:
+    offer: Resources
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLeaving:
+    reason: str
+
+
+Hello = ClientHello | WorkerHello | ViewerHello
+FromClient = (
+    DeclareEnvironment | DeclareFunction | Submit | Cancel | Kill | Release | Goodbye | Query
+    | FetchBlob | BlobChunk | BlobMissing
+)
+ToClient = (
+    Started | Finished | Notice | EnvironmentProgress | Capacity | Answer | FetchBlob | BlobChunk | BlobMissing
+)
+FromWorker = (
+    CallStarted | CallEnded | LimitRaised | EnvironmentReady | EnvironmentUnusable | OfferChanged | WorkerLeaving
+    | FetchBlob | BlobChunk | BlobMissing
+)
+ToWorker = DefineFunction | Run | KillCall | Drain | ForgetBlob | FetchBlob | BlobChunk | BlobMissing
+Message = Hello | Welcome | Refused | FromClient | ToClient | FromWorker | ToWorker
