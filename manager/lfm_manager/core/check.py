@@ -1,0 +1,100 @@
+"""What must be true between any two events, across the parts.  Slow, and meant to be: for tests and simulations."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from lfm.protocol.ids import Digest, PeerId
+from lfm_manager.core.calls import result_blob
+from lfm_manager.core.functions import Built, Unbuildable
+from lfm_manager.core.manager import ManagerCore
+from lfm_manager.core.queues import queue_key
+from lfm_manager.core.sizes import blobs_of
+from lfm_manager.core.tasks import Adrift, Collecting, Done, Failed, Placed, Ready, Task, Waiting
+from lfm_manager.core.workers import millicores
+
+
+def check(core: ManagerCore, now: float) -> None:
+    """AssertionError if the books contradict each other."""
+    placed: dict[PeerId, list[tuple[Task, Placed]]] = {peer: [] for peer in core.workers}
+    collecting: Counter[PeerId] = Counter()
+    queued = 0
+    for task in core.calls.tasks.values():
+        assert core.calls.tasks[task.id] is task and task.id in task.session.tasks
+        match task.state:
+            case Waiting(environment, blobs):
+                assert environment or blobs, f"{task.id} waits for nothing"
+                assert environment == (task.id in task.function.environment.waiters)
+                for digest in blobs:
+                    assert task.id in core.blobs.known[digest].waiters and not core.blobs.known[digest].here
+            case Ready():
+                queued += 1
+                assert task.queue is not None and task.queue.tasks[task.id] is task
+                assert task.queue.key == queue_key(task) and core.scheduler.queues[task.queue.key] is task.queue
+            case Placed(worker):
+                placed[worker].append((task, task.state))
+            case Collecting(worker):
+                collecting[worker] += 1
+                assert task.id in core.workers[worker].collecting
+            case Adrift():
+                assert core.crew.recovery_ends is not None
+            case Done() | Failed():
+                assert not task.session.over
+        assert isinstance(task.state, Ready) == (task.queue is not None)
+    _check_workers(core, placed, collecting)
+    _check_queues(core, queued, now)
+    _check_blobs(core)
+
+
+def _check_workers(
+    core: ManagerCore, placed: dict[PeerId, list[tuple[Task, Placed]]], collecting: Counter[PeerId]
+) -> None:
+    for peer, worker in core.workers.items():
+        here = placed[peer]
+        assert worker.running.keys() == {task.id for task, _ in here}
+        assert len(worker.collecting) == collecting[peer]
+        amounts = [state.allocation for _, state in here]
+        assert worker.free_millicores == worker.millicores - sum(millicores(a.cores) for a in amounts)
+        assert worker.free_memory == worker.memory - sum(a.memory for a in amounts)
+        assert worker.free_disk == worker.disk - sum(a.disk for a in amounts)
+        devices = [d for _, state in here for d in state.gpus]
+        assert len(devices) == len(set(devices)), "one GPU to two calls"
+        assert not set(devices) & set(worker.free_devices)
+        assert not worker.exclusive or len(here) == 1
+    for session in {task.session.key: task.session for task in core.calls.tasks.values()}.values():
+        held = sum(millicores(s.allocation.cores) for all_ in placed.values() for t, s in all_ if t.session is session)
+        assert session.millicores == held
+    for category in core.calls.categories.values():
+        assert category.in_flight == sum(t.category is category for all_ in placed.values() for t, _ in all_)
+
+
+def _check_queues(core: ManagerCore, queued: int, now: float) -> None:
+    """Every ready call stands in its queue, and nothing that fits somewhere is left waiting."""
+    scheduler = core.scheduler
+    assert queued == sum(len(q.tasks) for q in scheduler.queues.values())
+    for key, queue in scheduler.queues.items():
+        assert queue.tasks and queue.key == key
+        demand = scheduler.demand(queue)
+        for worker in core.workers.values():
+            kept = scheduler.reserved is not None and scheduler.reserved[1] is worker and scheduler.reserved[0] is not queue
+            assert kept or not worker.fits(demand, now), f"{queue.head.id} fits on {worker.name} and waits"
+
+
+def _check_blobs(core: ManagerCore) -> None:
+    users: Counter[Digest] = Counter()
+    for task in core.calls.tasks.values():
+        if isinstance(task.state, Done | Failed):
+            blob = result_blob(task.state.finished.outcome)
+            users.update([blob.digest] if blob is not None else [])
+        else:
+            users.update(b.digest for b in (*blobs_of(task.submit.arguments), *task.submit.blobs))
+        if isinstance(task.state, Collecting):
+            users[task.state.digest] += 1
+    for function in core.calls.functions.values():
+        users.update(b.digest for b in blobs_of(function.declared.code, function.declared.overlay))
+    for environment in core.environments.known.values():
+        users.update(b.digest for b in blobs_of(environment.declared.plan))
+        assert not environment.waiters or not isinstance(environment.state, Built | Unbuildable)
+    for session in core.clients.sessions.values():
+        users.update(session.held)
+    assert users == Counter({digest: known.users for digest, known in core.blobs.known.items()})

@@ -1,0 +1,164 @@
+"""What clients say, and what is to be done when they come, fall silent and go.
+
+Owns the sessions.  A session outlives its connection: it ends when its client says so, or stays away too long.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from lfm.protocol import messages as m
+from lfm.protocol.ids import PeerId
+from lfm.protocol.outcomes import Impossible
+from lfm_manager.core import events as e
+from lfm_manager.core.blobs import Blobs
+from lfm_manager.core.calls import Calls
+from lfm_manager.core.commands import Command, ForgetSession, SaveDeclared, SaveSession, TellClient
+from lfm_manager.core.environments import Environments
+from lfm_manager.core.functions import Function
+from lfm_manager.core.policy import Policy
+from lfm_manager.core.sessions import Session, session_key
+from lfm_manager.core.sizes import blobs_of
+from lfm_manager.core.tasks import Done, Failed, Placed
+
+
+class Clients:
+    def __init__(
+        self, policy: Policy, calls: Calls, blobs: Blobs, environments: Environments, out: list[Command]
+    ) -> None:
+        self.sessions: dict[str, Session] = {}
+        self.peers: dict[PeerId, Session] = {}
+        self._policy, self._calls, self._blobs = policy, calls, blobs
+        self._environments, self._out = environments, out
+
+    # ------------------------------------------------------------ coming and going
+
+    def join(self, peer: PeerId, hello: m.ClientHello, capacity: m.Capacity) -> None:
+        session = self.open(session_key(hello), hello, peer)
+        self._out.append(SaveSession(session.key, hello))
+        self._out.append(TellClient(peer, capacity))
+        for task_id in session.tasks:
+            match self._calls.tasks[task_id].state:
+                case Done(finished) | Failed(finished):
+                    self._out.append(TellClient(peer, finished))
+                case Placed(started=float(), attempt=attempt, allocation=allocation, worker=worker):
+                    name = self._calls.worker_name(worker)
+                    self._out.append(TellClient(peer, m.Started(task_id, attempt, name, allocation)))
+                case _:
+                    pass
+
+    def open(self, key: str, hello: m.ClientHello, peer: PeerId | None) -> Session:
+        """The session of that key, from now on at that peer."""
+        session = self.sessions.get(key)
+        if session is None:
+            session = self.sessions[key] = Session(key, hello, peer)
+        elif session.peer is not None:
+            del self.peers[session.peer]  # a second client of that name: the latest has it
+        session.hello, session.peer, session.expires = hello, peer, None
+        if peer is not None:
+            self.peers[peer] = session
+        return session
+
+    def lost(self, session: Session, sure: bool, now: float) -> None:
+        """Its connection is gone: give it time to come back."""
+        if session.peer is not None:
+            del self.peers[session.peer]
+            session.peer = None
+        grace = self._policy.retention if session.hello.name else 0.0 if sure else self._policy.client_grace
+        session.expires = now + grace
+        if not grace:
+            self.end(session, now)
+
+    def end(self, session: Session, now: float) -> None:
+        """The session is over: nobody waits for its calls."""
+        session.over = True
+        if session.peer is not None:
+            del self.peers[session.peer]
+            session.peer = None
+        del self.sessions[session.key]
+        for task_id in list(session.tasks):
+            task = self._calls.tasks[task_id]
+            self._calls.cancel(task, "kill", now)
+            if task_id in session.tasks:
+                self._calls.release(task)
+        for digest in session.held:
+            self._blobs.leave(digest)
+        session.held.clear()
+        self._out.append(ForgetSession(session.key))
+
+    def expire(self, now: float) -> None:
+        for session in [s for s in self.sessions.values() if s.expires is not None and s.expires <= now]:
+            self.end(session, now)
+
+    def deadline(self) -> float | None:
+        return min((s.expires for s in self.sessions.values() if s.expires is not None), default=None)
+
+    # ------------------------------------------------------------ what they say
+
+    def said(self, session: Session, event: e.ClientSaid, now: float) -> None:
+        message = event.message
+        match message:
+            case m.Submit():
+                self._submit(session, message, now)
+            case m.Release(tasks):
+                for task_id in tasks:
+                    if task_id in session.tasks:
+                        self._calls.release(self._calls.tasks[task_id])
+            case m.Cancel(tasks) | m.Kill(tasks):
+                how = "kill" if isinstance(message, m.Kill) else "cancel"
+                for task_id in tasks:
+                    if task_id in session.tasks:
+                        self._calls.cancel(self._calls.tasks[task_id], how, now)
+            case m.DeclareFunction():
+                self.declare(message, session.peer)
+            case m.DeclareEnvironment():
+                self._environments.declare(message, session.peer)
+            case m.Goodbye(detach):
+                if detach:
+                    self._detach(session, now)
+                else:
+                    self.end(session, now)
+            case _:
+                assert_never(message)
+
+    def _submit(self, session: Session, submit: m.Submit, now: float) -> None:
+        known = self._calls.tasks.get(submit.task)
+        if known is not None:
+            self._again(known.state, session)
+            return
+        for blob in submit.blobs:
+            if blob.digest not in session.held:
+                session.held.add(blob.digest)
+                self._blobs.use(blob, session.peer)
+        if self._calls.submit(session, submit, now) is None and session.peer is not None:
+            outcome = Impossible("lost", "its function is not known to the manager")
+            self._out.append(TellClient(session.peer, m.Finished(submit.task, outcome, None, None, ())))
+
+    def _again(self, state: object, session: Session) -> None:
+        """Submitted a second time, after a cut: only an answer that it may have missed is said again."""
+        if isinstance(state, Done | Failed) and session.peer is not None:
+            self._out.append(TellClient(session.peer, state.finished))
+
+    def declare(self, declared: m.DeclareFunction, source: PeerId | None, save: bool = True) -> None:
+        blobs = blobs_of(declared.code, declared.overlay)
+        if declared.function not in self._calls.functions:
+            environment = self._environments.known.get(declared.environment)
+            if environment is None:
+                return  # its calls are answered that it is unknown
+            self._calls.functions[declared.function] = Function(declared, environment)
+            for blob in blobs:
+                self._blobs.use(blob, None)
+            if save:
+                self._out.append(SaveDeclared(declared))
+        for blob in blobs:
+            self._blobs.offer(blob.digest, source)
+
+    def _detach(self, session: Session, now: float) -> None:
+        """Its calls go on without it; a session without a name is found again by its own."""
+        if session.peer is not None:
+            del self.peers[session.peer]
+            session.peer = None
+        session.expires = now + self._policy.retention
+
+    def tell_all(self, message: m.Capacity | m.EnvironmentProgress | m.Notice) -> None:
+        self._out.extend(TellClient(peer, message) for peer in self.peers)

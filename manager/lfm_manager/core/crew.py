@@ -1,0 +1,166 @@
+"""What workers say, and what is to be done when they come, change and go.
+
+Owns the register of workers.  News of an attempt that is not the present one is dropped here, in one place.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from lfm.protocol import messages as m
+from lfm.protocol.ids import PeerId
+from lfm.protocol.outcomes import Lost
+from lfm_manager.core import events as e
+from lfm_manager.core.blobs import Blobs
+from lfm_manager.core.calls import Calls, result_blob
+from lfm_manager.core.commands import Command, TellWorker
+from lfm_manager.core.environments import Environments
+from lfm_manager.core.policy import Policy
+from lfm_manager.core.schedule import Scheduler
+from lfm_manager.core.sizes import Sizes
+from lfm_manager.core.tasks import Adrift, Collecting, Placed, Ready, Task
+from lfm_manager.core.workers import Worker
+
+
+class Crew:
+    def __init__(
+        self, policy: Policy, workers: dict[PeerId, Worker], calls: Calls, scheduler: Scheduler, sizes: Sizes,
+        blobs: Blobs, environments: Environments, out: list[Command],
+    ) -> None:
+        self.workers = workers
+        self.adrift: dict[str, dict[str, Task]] = {}  # by worker session: calls that it may come back with
+        self.recovery_ends: float | None = None
+        self.changed = False  # what the workers offer together, since it was last looked at
+        self.alerts: list[str] = []  # for whoever tells people
+        self._policy = policy
+        self._calls, self._scheduler, self._sizes = calls, scheduler, sizes
+        self._blobs, self._environments, self._out = blobs, environments, out
+
+    # ------------------------------------------------------------ coming and going
+
+    def join(self, peer: PeerId, hello: m.WorkerHello, now: float) -> None:
+        worker = self.workers[peer] = Worker(peer, hello, now)
+        worker.environments.update(hello.environments)
+        worker.offer(hello.offer, now)
+        self._environments.meet(worker)
+        for running in hello.running:
+            self._meet_again(worker, running, now)
+        for task in self.adrift.pop(hello.session, {}).values():
+            if isinstance(task.state, Adrift):
+                self._calls.drifted(task, now)
+        self._count()
+        self._scheduler.room(worker)
+
+    def _meet_again(self, worker: Worker, running: m.Running, now: float) -> None:
+        """It still has a call from before: take it up if nobody else has, else have it stopped."""
+        task = self._calls.tasks.get(running.task)
+        match task.state if task is not None else None:
+            case Adrift(attempt=attempt) if attempt == running.attempt:
+                assert task is not None
+                self._calls.adopt(task, worker, running, now)
+            case Ready() if task is not None and running.attempt <= task.attempt:
+                self._calls.adopt(task, worker, running, now)
+            case _:
+                self._out.append(TellWorker(worker.peer, m.KillCall(running.task, running.attempt)))
+
+    def lost(self, worker: Worker, reason: str, charged: bool, now: float) -> None:
+        """It is gone, and all that it had."""
+        for digest in self._blobs.gone(worker.peer):
+            waiters = self._blobs.lost(digest)
+            if waiters:
+                self._calls.blob_lost(waiters, reason, now)
+        for task_id in list(worker.collecting):
+            self._calls.result_lost(self._calls.tasks[task_id], reason, now)
+        for task_id in list(worker.running):
+            task = self._calls.tasks[task_id]
+            assert isinstance(task.state, Placed)
+            self._calls.worker_died(task, task.state, reason, charged, now)
+        del self.workers[worker.peer]
+        self._scheduler.gone(worker)
+        self._count()
+
+    def drain(self, worker: Worker, reason: str, tell: bool) -> None:
+        """It takes no more."""
+        if tell:
+            self._out.append(TellWorker(worker.peer, m.Drain(reason)))
+        if not worker.draining:
+            worker.draining = reason
+            self._scheduler.gone(worker)
+            self._count()
+
+    def _count(self) -> None:
+        self.changed = True
+        if self._sizes.workers_are(self.workers.values()):
+            self._scheduler.resized()
+
+    def recover(self, now: float) -> None:
+        """Workers have had their time to come back."""
+        if self.recovery_ends is None or now < self.recovery_ends:
+            return
+        self.recovery_ends = None
+        for tasks in self.adrift.values():
+            for task in tasks.values():
+                if isinstance(task.state, Adrift):
+                    self._calls.drifted(task, now)
+        self.adrift.clear()
+
+    # ------------------------------------------------------------ what they say
+
+    def said(self, worker: Worker, event: e.WorkerSaid, now: float) -> None:
+        message = event.message
+        match message:
+            case m.CallStarted():
+                if (task := self._present(worker, message)) is not None:
+                    self._calls.started(task, _placed(task), now)
+            case m.CallEnded():
+                if (task := self._present(worker, message)) is not None:
+                    self._calls.ended(task, _placed(task), message, now)
+                    self._judge(worker, message)
+                elif (blob := result_blob(message.outcome)) is not None and not self._collects(worker, message):
+                    self._out.append(TellWorker(worker.peer, m.ForgetBlob(blob.digest)))
+            case m.LimitRaised():
+                if (task := self._present(worker, message)) is not None:
+                    self._calls.raised_limit(task, _placed(task), message.allocation)
+                    self._scheduler.room(worker)
+            case m.EnvironmentReady(digest):
+                worker.environments.add(digest)
+            case m.EnvironmentUnusable(digest, reason):
+                worker.unusable[digest] = reason
+                worker.environments.discard(digest)
+                self._scheduler.refused(digest)
+            case m.OfferChanged(offer, draining):
+                worker.offer(offer, now)
+                if draining:
+                    self.drain(worker, "it says so", tell=False)
+                self._count()
+                self._scheduler.room(worker)
+            case m.WorkerLeaving(reason):
+                self.lost(worker, f"it left: {reason}", False, now)
+            case _:
+                assert_never(message)
+
+    def _judge(self, worker: Worker, ended: m.CallEnded) -> None:
+        """A worker that only loses or refuses calls is set aside."""
+        in_a_row = worker.failures_in_a_row
+        if in_a_row >= self._policy.failures_before_aside and isinstance(ended.outcome, Lost) and not worker.draining:
+            self.drain(worker, f"set aside: {in_a_row} calls in a row came to nothing, at last: {ended.outcome.reason}", tell=False)
+            self.alerts.append(f"worker {worker.name} is {worker.draining}")
+
+    def _present(self, worker: Worker, news: m.CallStarted | m.CallEnded | m.LimitRaised) -> Task | None:
+        """The call of that news, if it is about its present attempt."""
+        task = self._calls.tasks.get(news.task)
+        if task is None or not isinstance(task.state, Placed):
+            return None
+        return task if task.state.worker == worker.peer and task.state.attempt == news.attempt else None
+
+    def _collects(self, worker: Worker, ended: m.CallEnded) -> bool:
+        """Whether this was said before, and the result is on its way."""
+        if ended.task not in worker.collecting:
+            return False
+        state = self._calls.tasks[ended.task].state
+        return isinstance(state, Collecting) and state.placed.attempt == ended.attempt
+
+
+def _placed(task: Task) -> Placed:
+    assert isinstance(task.state, Placed)
+    return task.state

@@ -1,0 +1,78 @@
+"""What can be called, and in which environment.  Knows no call and no worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lfm.protocol.ids import EnvironmentKey, TaskId
+from lfm.protocol.messages import DeclareEnvironment, DeclareFunction
+from lfm.protocol.outcomes import Blob
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """Known; built when the first call needs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """Its plan is still on its way from the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Building:
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    tarball: Blob
+    python: str
+    machine: str
+    libc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unbuildable:
+    reason: str
+    module: str
+    hint: str
+
+
+EnvironmentState = Declared | Fetching | Building | Built | Unbuildable
+
+
+@dataclass(slots=True, eq=False)
+class Environment:
+    """``waiters`` are the calls in state Waiting that need it."""
+
+    declared: DeclareEnvironment
+    state: EnvironmentState = field(default_factory=Declared)
+    waiters: dict[TaskId, None] = field(default_factory=dict)
+
+    @property
+    def key(self) -> EnvironmentKey:
+        return self.declared.key
+
+
+@dataclass(slots=True, eq=False)
+class Function:
+    declared: DeclareFunction
+    environment: Environment
+
+
+def too_old(built: Built, labels: dict[str, str]) -> str | None:
+    """Why a node with these labels cannot use the environment; None: it can, as far as is known."""
+    machine = labels.get("machine", "")
+    if machine and built.machine and machine != built.machine:
+        return f"built for {built.machine}, the node is {machine}"
+    needed, here = _glibc(built.libc), _glibc(labels.get("libc", ""))
+    if needed and here and here < needed:
+        return f"needs {built.libc}, the node has {labels['libc']}"
+    return None
+
+
+def _glibc(text: str) -> tuple[int, ...]:
+    name, _, version = text.partition(" ")
+    parts = version.split(".")
+    return tuple(int(p) for p in parts) if name == "glibc" and all(p.isdigit() for p in parts) else ()

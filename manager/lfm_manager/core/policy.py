@@ -1,0 +1,19 @@
+"""The numbers by which the manager decides.  Given once; seconds where nothing else is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    epoch: float = 0.0  # what to add to ``now`` for a time that people read
+    lost_max: int = 5  # times that a call may lose its template, monitor or result
+    refused_max: int = 20  # times that workers may hand it back unstarted
+    deaths_before_alone: int = 2  # workers that died under a call, after which it runs alone to see if it was the cause
+    failures_before_aside: int = 8  # calls in a row that came to nothing, after which a worker is set aside
+    probes: int = 2  # calls in flight of a category without a result, while other work is ready
+    patience: float = 30.0  # how long a call may be passed by others before a worker is reserved for it
+    client_grace: float = 300.0  # a client's calls outlive its silence
+    retention: float = 7 * 86400.0  # a named or detached session waits so long for its client
+    recovery: float = 60.0  # after a restart, how long workers may take to come back with their calls

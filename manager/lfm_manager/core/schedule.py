@@ -1,0 +1,294 @@
+"""Which ready call goes to which worker.  Pure: the same calls, workers and times give the same placements.
+
+Looks only at what changed.  A queue whose head fits nowhere is *blocked* and is not looked at again until some
+worker gets more room, and then only at that worker; a call that joins a blocked queue costs nothing.
+``check`` proves after every event that nothing which fits is left waiting.
+
+Order: the client with the fewest cores in use; then priority; repeated calls; categories without a result (at
+most ``probes`` of them in flight while other work is ready); the longest category; the order of submission.
+A head that others pass for ``patience`` seconds gets a worker reserved, and it takes nothing else until then.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from lfm.protocol.ids import Digest, PeerId
+from lfm_manager.core.queues import Queue, QueueKey, queue_key
+from lfm_manager.core.sessions import Session
+from lfm_manager.core.tasks import Task
+from lfm_manager.core.workers import Demand, Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    task: Task
+    worker: Worker
+    demand: Demand
+
+
+class Scheduler:
+    """The queues, and what is known of their heads.  Who places a call tells the worker's books before the next."""
+
+    def __init__(
+        self, workers: dict[PeerId, Worker], demand: Callable[[Task], Demand], *, patience: float, probes: int
+    ) -> None:
+        self.workers = workers
+        self._demand_of = demand
+        self._patience, self._probes = patience, probes
+        self.queues: dict[QueueKey, Queue] = {}
+        self.epoch = 0  # changes when the workers' sizes change, and with them what is predicted
+        self.placed = 0
+        self.reserved: tuple[Queue, Worker] | None = None
+        self.impossible: list[Queue] = []  # whose head is larger than any worker; for whoever warns
+        self._by_session: dict[str, dict[QueueKey, Queue]] = {}
+        self._sessions: dict[str, Session] = {}
+        self._ordered: dict[str, list[Queue]] = {}  # per session; absent when it has to be sorted anew
+        self._woken: dict[QueueKey, Queue] = {}
+        self._freed: dict[PeerId, Worker] = {}
+        self._roomy: dict[PeerId, Worker] = {}
+        self._waiting: list[tuple[float, int, QueueKey]] = []  # heap of when a blocked head may starve
+        self._numbers = 0
+
+    # ------------------------------------------------------------ calls come and go
+
+    def add(self, task: Task, now: float) -> None:
+        """A call is ready."""
+        key = queue_key(task)
+        queue = self.queues.get(key)
+        if queue is None:
+            queue = self._open(key, task)
+        task.queue = queue
+        queue.tasks[task.id] = task
+        if len(queue.tasks) == 1:
+            queue.since = now
+            self._wake(queue)
+
+    def _open(self, key: QueueKey, task: Task) -> Queue:
+        self._numbers += 1
+        queue = Queue(key, self._numbers, task.session, task.category, task.function.environment)
+        self.queues[key] = queue
+        self._by_session.setdefault(key.session, {})[key] = queue
+        self._sessions[key.session] = task.session
+        task.category.queues[key] = queue
+        self._ordered.pop(key.session, None)
+        return queue
+
+    def remove(self, task: Task, now: float) -> None:
+        """A call is not ready any more."""
+        queue = task.queue
+        assert queue is not None
+        task.queue = None
+        was_head = queue.head is task
+        del queue.tasks[task.id]
+        if not queue.tasks:
+            self._shut(queue)
+        elif was_head:
+            queue.since = now
+            queue.passed = self.placed
+            self._look_at_head(queue)
+
+    def _shut(self, queue: Queue) -> None:
+        key = queue.key
+        del self.queues[key], queue.category.queues[key]
+        mine = self._by_session[key.session]
+        del mine[key]
+        if not mine:
+            del self._by_session[key.session], self._sessions[key.session]
+        self._ordered.pop(key.session, None)
+        self._woken.pop(key, None)
+        if self.reserved is not None and self.reserved[0] is queue:
+            self._free_reserved()
+
+    def _wake(self, queue: Queue) -> None:
+        queue.blocked = None
+        self._woken[queue.key] = queue
+
+    def _look_at_head(self, queue: Queue) -> None:
+        """Its head changed: it is blocked still if that needs no less than what fitted nowhere."""
+        if queue.blocked is not None and not _covers(self.demand(queue), queue.blocked):
+            self._wake(queue)
+
+    # ------------------------------------------------------------ workers change
+
+    def room(self, worker: Worker) -> None:
+        """A worker has more room than before, or came."""
+        if worker.draining:
+            self._roomy.pop(worker.peer, None)
+        else:
+            self._freed[worker.peer] = worker
+            self._roomy[worker.peer] = worker
+
+    def gone(self, worker: Worker) -> None:
+        """A worker left, or takes no more."""
+        self._freed.pop(worker.peer, None)
+        self._roomy.pop(worker.peer, None)
+        if self.reserved is not None and self.reserved[1] is worker:
+            self.reserved = None
+
+    def resized(self) -> None:
+        """The largest worker changed, so allocations may: look at every head anew."""
+        self.epoch += 1
+        for queue in self.queues.values():
+            self._wake(queue)
+
+    def refused(self, digest: Digest) -> None:
+        """A worker cannot use this environment: calls in it may have nowhere to go."""
+        for queue in self.queues.values():
+            if queue.blocked is not None and queue.blocked.digest == digest:
+                self._wake(queue)
+
+    def learned(self, queues: dict[object, Queue]) -> None:
+        """A category's sizes changed: a smaller head may fit where it did not."""
+        for queue in queues.values():
+            self._ordered.pop(queue.key.session, None)
+            self._look_at_head(queue)
+
+    # ------------------------------------------------------------ placing
+
+    def demand(self, queue: Queue) -> Demand:
+        """What its head needs."""
+        known = queue.remembered(self.epoch)
+        return known if known is not None else queue.remember(self._demand_of(queue.head), self.epoch)
+
+    def placements(self, now: float) -> Iterator[Placement]:
+        """One after the other; take the room and the call out before asking for the next."""
+        self._reserve(now)
+        while self._freed or self._woken:
+            while self._freed:
+                yield from self._fill(self._freed.pop(min(self._freed)), now)
+            for held in (False, True):
+                yield from self._spread(now, held)
+
+    def _fill(self, worker: Worker, now: float) -> Iterator[Placement]:
+        """Give a worker's room to the queues, the first in order that fits."""
+        for held in (False, True):
+            while worker.free_millicores > 0 and (queue := self._first(worker, now, held)) is not None:
+                yield self._take(queue, worker)
+
+    def _first(self, worker: Worker, now: float, held: bool) -> Queue | None:
+        if self.reserved is not None and self.reserved[1] is worker:
+            queue = self.reserved[0]
+            return queue if worker.fits(self.demand(queue), now) else None
+        sessions = self._sessions.values()
+        for session in sessions if len(sessions) < 2 else sorted(sessions, key=_share):
+            for queue in self._order(session.key):
+                if (held or not self._is_held(queue)) and worker.fits(self.demand(queue), now):
+                    return queue
+        return None
+
+    def _order(self, session: str) -> list[Queue]:
+        order = self._ordered.get(session)
+        if order is None:
+            order = self._ordered[session] = sorted(self._by_session[session].values(), key=Queue.rank)
+        return order
+
+    def _is_held(self, queue: Queue) -> bool:
+        return not queue.category.seen and queue.category.in_flight >= self._probes
+
+    def _spread(self, now: float, held: bool) -> Iterator[Placement]:
+        """Give the woken queues' heads to the workers with room, until they fit nowhere."""
+        for queue in sorted(self._woken.values(), key=lambda q: (_share(q.session), q.rank())):
+            while self._woken.get(queue.key) is queue and (held or not self._is_held(queue)):
+                worker = self._best(self.demand(queue), queue, now) if self.workers else None
+                if worker is None:
+                    self._block(queue, now)
+                else:
+                    yield self._take(queue, worker)
+
+    def _take(self, queue: Queue, worker: Worker) -> Placement:
+        self.placed += 1
+        if self.reserved is not None and self.reserved[0] is queue:
+            self._free_reserved()
+        return Placement(queue.head, worker, self.demand(queue))
+
+    def _best(self, demand: Demand, queue: Queue, now: float) -> Worker | None:
+        """Of the workers with room: one that holds the environment; then the one with most free memory."""
+        best: Worker | None = None
+        rank = (False, -1, 0)
+        spent = []
+        for worker in self._roomy.values():
+            if worker.free_millicores <= 0:
+                spent.append(worker.peer)
+            elif worker.fits(demand, now) and not self._is_reserved(worker, queue):
+                mine = (demand.digest in worker.environments, worker.free_memory, -worker.peer)
+                if best is None or mine > rank:
+                    best, rank = worker, mine
+        for peer in spent:
+            del self._roomy[peer]
+        return best
+
+    def _is_reserved(self, worker: Worker, queue: Queue) -> bool:
+        return self.reserved is not None and self.reserved[1] is worker and self.reserved[0] is not queue
+
+    def _block(self, queue: Queue, now: float) -> None:
+        del self._woken[queue.key]
+        if not self.workers:
+            return
+        queue.blocked = self.demand(queue)
+        queue.passed = self.placed
+        if not any(worker.could(queue.blocked, now) for worker in self.workers.values() if not worker.draining):
+            self.impossible.append(queue)
+        self._watch(queue)
+
+    # ------------------------------------------------------------ those that others pass
+
+    def _watch(self, queue: Queue) -> None:
+        if not queue.watched:
+            queue.watched = True
+            heapq.heappush(self._waiting, (queue.since + self._patience, queue.number, queue.key))
+
+    def deadline(self) -> float | None:
+        """When somebody's patience ends."""
+        return self._waiting[0][0] if self._waiting else None
+
+    def _reserve(self, now: float) -> None:
+        while self._waiting and self._waiting[0][0] <= now:
+            _, number, key = heapq.heappop(self._waiting)
+            queue = self.queues.get(key)
+            if queue is None or queue.number != number:
+                continue
+            queue.watched = False
+            if queue.blocked is None:
+                continue
+            if queue.since + self._patience > now:
+                self._watch(queue)
+                continue
+            self._reserve_for(queue, now)
+            queue.watched = True
+            heapq.heappush(self._waiting, (now + self._patience, number, key))
+
+    def _reserve_for(self, queue: Queue, now: float) -> None:
+        if self.reserved is not None or (self.placed == queue.passed and not queue.key.alone):
+            return  # nobody passed it: what runs was there before
+        demand = self.demand(queue)
+        able = [w for w in self.workers.values() if not w.draining and w.could(demand, now)]
+        if able:
+            worker = max(able, key=lambda w: (w.free_memory / (w.memory or 1) + w.free_millicores / w.millicores, -w.peer))
+            self.reserved = (queue, worker)
+
+    def _free_reserved(self) -> None:
+        """Its worker may be given others again."""
+        assert self.reserved is not None
+        worker = self.reserved[1]
+        self.reserved = None
+        self.room(worker)
+
+
+def _share(session: Session) -> tuple[int, str]:
+    return (session.millicores, session.key)
+
+
+def _covers(demand: Demand, other: Demand) -> bool:
+    """Whether whatever has no room for ``other`` has none for ``demand`` either."""
+    return (
+        demand.millicores >= other.millicores
+        and demand.memory >= other.memory
+        and demand.disk >= other.disk
+        and demand.gpus >= other.gpus
+        and demand.wall_time >= other.wall_time
+        and demand.digest == other.digest
+        and demand.alone >= other.alone
+    )

@@ -1,0 +1,127 @@
+"""How much a call is allotted: what its user asked, else what the sizers have learned, never above the largest worker.
+
+Knows the workers only as numbers: the largest amounts, and what one core's share of the memory is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lfm.protocol.ids import Digest
+from lfm.protocol.outcomes import Blob, Exhausted, Inline, Payload
+from lfm.protocol.resources import Request, Resources, Usage
+from lfm_manager.core.tasks import Task
+from lfm_manager.core.workers import Demand, Worker, millicores
+from lfm_manager.sizing.sizer import Sizer
+
+LEAST = 64 << 20  # bytes: what an interpreter may need at any moment; nothing learned goes below it
+GRAIN = 1 << 20  # allocations are whole MiB
+ABSURD = 1 << 60  # a measurement above this is none
+
+
+@dataclass(frozen=True, slots=True)
+class Largest:
+    """The most that any one worker offers, resource by resource."""
+
+    millicores: int = 0
+    memory: int = 0
+    disk: int = 0
+    gpus: int = 0
+
+
+class Sizes:
+    def __init__(self, sizers: Mapping[str, Sizer]) -> None:
+        self._sizers = sizers
+        self.largest = Largest()
+        self._share = {"memory": 0.0, "disk": 0.0}  # bytes that one core claims
+
+    def workers_are(self, workers: Iterable[Worker]) -> bool:
+        """Take note of who there is; whether allocations may have changed."""
+        present = [w for w in workers if not w.draining]
+        cores = sum(w.millicores for w in present) / 1000 or 1.0
+        self._share = {"memory": sum(w.memory for w in present) / cores, "disk": sum(w.disk for w in present) / cores}
+        largest = Largest(
+            max((w.millicores for w in present), default=0), max((w.memory for w in present), default=0),
+            max((w.disk for w in present), default=0), max((len(w.devices) for w in present), default=0),
+        )
+        changed, self.largest = largest != self.largest, largest
+        return changed
+
+    def allocation(self, task: Task) -> Resources:
+        """What the call gets if it is placed now."""
+        asked = task.submit.request
+        cores = asked.cores if asked.cores is not None else min(1.0, self.largest.millicores / 1000 or 1.0)
+        return Resources(
+            cores,
+            asked.memory if asked.memory is not None else self._automatic("memory", task, task.least_memory, cores),
+            asked.disk if asked.disk is not None else self._automatic("disk", task, task.least_disk, cores),
+            asked.gpus or 0,
+            asked.wall_time,
+        )
+
+    def demand(self, task: Task, digest: Digest) -> Demand:
+        """The same, as the scheduler compares it."""
+        amount = self.allocation(task)
+        expected = amount.wall_time if amount.wall_time is not None else task.category.mean_wall
+        return Demand(max(1, millicores(amount.cores)), amount.memory, amount.disk, amount.gpus, expected, digest, task.alone)
+
+    def _automatic(self, resource: str, task: Task, rung: int, cores: float) -> int:
+        cap: int = getattr(self.largest, resource)
+        if cap <= 0:
+            return 0  # the workers do not offer it, so nobody counts it
+        if rung:
+            return min(rung, cap)
+        share = self._share[resource] * cores
+        size = self._sizers[resource].predict(task.category.name, task.input_bytes, None, cap, share=share)
+        if not math.isfinite(size):
+            size = cap
+        if not task.category.seen and share:
+            size = min(size, share)  # as many at once as there are cores, however small the node
+            return int(max(1, min(size, cap)))
+        return min(cap, max(LEAST, _whole(size)))
+
+    def next_rung(self, task: Task, resource: str, allocation: int, measured: float, failures: int) -> int | None:
+        """What to give after an automatic allocation was too small; None: there is no more to give."""
+        cap: int = getattr(self.largest, resource)
+        if allocation >= cap:
+            return None
+        rung = self._sizers[resource].exhausted(
+            task.category.name, failures, allocation, measured, cap
+        )
+        if rung is None or not math.isfinite(rung):
+            return None
+        size = min(cap, _whole(max(rung, 1.05 * min(measured, ABSURD))))
+        return size if size > allocation else None
+
+    def growth(self, task: Task, allocation: Resources) -> int:
+        """How far a running call's memory may grow in place; 0: not at all."""
+        if task.submit.request.memory is not None or not allocation.memory:
+            return 0
+        return self.next_rung(task, "memory", allocation.memory, allocation.memory, task.tries.memory + 1) or 0
+
+    def succeeded(self, category: str, input_bytes: int, usage: Usage) -> None:
+        """Learn from a call that ended well.  What cannot be a measurement is not learned."""
+        wall = usage.wall_s if 0 <= usage.wall_s < math.inf else 0.0
+        if usage.memory_by != "none" and 0 < usage.memory < ABSURD:
+            self._sizers["memory"].succeeded(category, input_bytes, usage.memory, wall)
+        if 0 <= usage.disk < ABSURD:
+            self._sizers["disk"].succeeded(category, input_bytes, max(usage.disk, 1), wall)
+
+
+def _whole(size: float) -> int:
+    return math.ceil(size / GRAIN) * GRAIN
+
+
+def size_of(payload: Payload) -> int:
+    return len(payload.data) if isinstance(payload, Inline) else payload.size
+
+
+def blobs_of(*payloads: Payload | None) -> tuple[Blob, ...]:
+    return tuple(p for p in payloads if isinstance(p, Blob))
+
+
+def was_asked(request: Request, exhausted: Exhausted) -> bool:
+    """Whether the limit that was met is the user's own."""
+    return exhausted.resource not in ("memory", "disk") or getattr(request, exhausted.resource) is not None

@@ -1,0 +1,123 @@
+"""What a worker offers, what is taken of it, and what it holds.  Amounts only; who gets them is the scheduler's.
+
+Cores are counted in thousandths, as whole numbers: halves and tenths add up exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lfm.protocol.ids import Digest, FunctionId, PeerId, TaskId
+from lfm.protocol.messages import WorkerHello
+from lfm.protocol.resources import Resources
+
+
+def millicores(cores: float) -> int:
+    return round(cores * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a call needs of one worker."""
+
+    millicores: int
+    memory: int
+    disk: int
+    gpus: int
+    wall_time: float  # as long as it is expected to take; 0: unknown
+    digest: Digest  # of its environment
+    alone: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    peer: PeerId
+    hello: WorkerHello
+    joined: float
+    millicores: int = 0  # offered
+    memory: int = 0
+    disk: int = 0
+    devices: tuple[str, ...] = ()
+    free_millicores: int = 0
+    free_memory: int = 0
+    free_disk: int = 0
+    free_devices: list[str] = field(default_factory=list)
+    ends: float | None = None  # when its batch job ends
+    running: dict[TaskId, None] = field(default_factory=dict)
+    collecting: dict[TaskId, None] = field(default_factory=dict)  # results that it keeps and that are asked for
+    exclusive: bool = False  # a call that must be alone runs on it
+    environments: set[Digest] = field(default_factory=set)  # unpacked, or told to
+    unusable: dict[Digest, str] = field(default_factory=dict)
+    functions: set[FunctionId] = field(default_factory=set)
+    draining: str = ""  # why it takes no more
+    failures_in_a_row: int = 0
+    ended: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.hello.name
+
+    def offer(self, offer: Resources, now: float) -> None:
+        """What it offers from now on; what is taken stays taken."""
+        cores, devices = millicores(offer.cores), self._devices(offer)
+        self.free_millicores += cores - self.millicores
+        self.free_memory += offer.memory - self.memory
+        self.free_disk += offer.disk - self.disk
+        taken = set(self.devices) - set(self.free_devices)
+        self.millicores, self.memory, self.disk, self.devices = cores, offer.memory, offer.disk, devices
+        self.free_devices = [d for d in devices if d not in taken]
+        self.ends = None if offer.wall_time is None else now + offer.wall_time
+
+    def _devices(self, offer: Resources) -> tuple[str, ...]:
+        named = self.hello.gpu_devices or tuple(str(n) for n in range(offer.gpus))
+        return named[: offer.gpus]
+
+    def could(self, demand: Demand, now: float) -> bool:
+        """Whether it would fit if nothing else ran here."""
+        return (
+            demand.millicores <= self.millicores
+            and demand.memory <= self.memory
+            and demand.disk <= self.disk
+            and demand.gpus <= len(self.devices)
+            and demand.digest not in self.unusable
+            and (self.ends is None or demand.wall_time <= self.ends - now)
+        )
+
+    def fits(self, demand: Demand, now: float) -> bool:
+        """Whether it fits now."""
+        return (
+            demand.millicores <= self.free_millicores
+            and demand.memory <= self.free_memory
+            and demand.disk <= self.free_disk
+            and not self.exclusive
+            and not self.draining
+            and demand.gpus <= len(self.free_devices)
+            and demand.digest not in self.unusable
+            and (self.ends is None or demand.wall_time <= self.ends - now)
+            and not (demand.alone and self.running)
+        )
+
+    def take(self, task: TaskId, amount: Resources, gpus: tuple[str, ...], alone: bool) -> None:
+        self.running[task] = None
+        self.free_millicores -= millicores(amount.cores)
+        self.free_memory -= amount.memory
+        self.free_disk -= amount.disk
+        for device in gpus:
+            if device in self.free_devices:
+                self.free_devices.remove(device)
+        self.exclusive = self.exclusive or alone
+
+    def give_back(self, task: TaskId, amount: Resources, gpus: tuple[str, ...]) -> None:
+        del self.running[task]
+        self.free_millicores += millicores(amount.cores)
+        self.free_memory += amount.memory
+        self.free_disk += amount.disk
+        self.free_devices.extend(d for d in self.devices if d in gpus and d not in self.free_devices)
+        if not self.running:
+            self.exclusive = False
+
+    def regrant(self, before: Resources, after: Resources) -> None:
+        """A running call's allocation changed."""
+        self.free_millicores -= millicores(after.cores) - millicores(before.cores)
+        self.free_memory -= after.memory - before.memory
+        self.free_disk -= after.disk - before.disk

@@ -1,0 +1,153 @@
+"""Builds environments in child processes, a few at a time, and knows the tarballs by digest.
+
+Never waits for one: the loop polls the children's output and calls ``readable``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import zmq
+
+from lfm.protocol.ids import Digest, EnvironmentKey
+from lfm_manager.core.events import EnvironmentAdvanced, EnvironmentBuilt, EnvironmentFailed
+from lfm_manager.environments.child import build_command, read_result
+from lfm_manager.environments.problems import BuildFailed
+from lfm_manager.environments.store import Built, Store
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 2  # builds
+News = EnvironmentAdvanced | EnvironmentBuilt | EnvironmentFailed
+
+
+@dataclass(slots=True, eq=False)
+class _Child:
+    key: EnvironmentKey
+    process: subprocess.Popen[bytes]
+    work: tempfile.TemporaryDirectory[str]
+    errors: IO[bytes]
+    said: bytes = b""
+
+
+@dataclass(slots=True, eq=False)
+class Builds:
+    poller: zmq.Poller
+    store: Store = field(default_factory=Store)
+    tarballs: dict[Digest, Path] = field(default_factory=dict)
+    _waiting: deque[tuple[EnvironmentKey, bytes]] = field(default_factory=deque)
+    _children: dict[int, _Child] = field(default_factory=dict)  # by the descriptor of their output
+
+    def want(self, key: EnvironmentKey, plan: bytes) -> EnvironmentBuilt | EnvironmentFailed | None:
+        """The environment, if it is there already; else it is built, and told of later."""
+        found = self.store.find(key)
+        if found is not None:
+            return self._built(found)
+        self._waiting.append((key, plan))
+        try:
+            self._start()
+        except OSError as error:
+            return EnvironmentFailed(key, f"the manager cannot start a build: {error}")
+        return None
+
+    def _start(self) -> None:
+        while self._waiting and len(self._children) < AT_ONCE:
+            key, plan = self._waiting.popleft()
+            work = tempfile.TemporaryDirectory(prefix="lfm-build-")
+            source = Path(work.name, "plan.json")
+            source.write_bytes(plan)
+            errors = Path(work.name, "log").open("wb+")
+            process = subprocess.Popen(
+                build_command(source, self.store.root, Path(work.name, "result.json")),
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
+            )
+            assert process.stdout is not None
+            descriptor = process.stdout.fileno()
+            os.set_blocking(descriptor, False)
+            self._children[descriptor] = _Child(key, process, work, errors)
+            self.poller.register(descriptor, zmq.POLLIN)
+
+    def owns(self, descriptor: object) -> bool:
+        return descriptor in self._children
+
+    def readable(self, descriptor: int) -> Iterator[News]:
+        """What a child has said; its end brings its result."""
+        child = self._children[descriptor]
+        try:
+            data = os.read(descriptor, 1 << 16)
+        except BlockingIOError:
+            return
+        if not data:
+            yield self._ended(descriptor)
+            self._start()
+            return
+        *lines, child.said = (child.said + data).split(b"\n")
+        for line in lines[-1:]:  # the newest says it all
+            try:
+                step = json.loads(line)
+                yield EnvironmentAdvanced(child.key, step["stage"], step["done"], step["total"], step["text"])
+            except (ValueError, KeyError, TypeError):
+                log.warning("a build says what is not understood: %r", line[:200])
+
+    def _ended(self, descriptor: int) -> News:
+        child = self._children.pop(descriptor)
+        self.poller.unregister(descriptor)
+        child.process.wait()
+        child.errors.seek(0)
+        said = child.errors.read().decode(errors="replace")
+        if said.strip():
+            log.info("building %s said: %s", child.key[:12], said.strip())
+        try:
+            return self._built(read_result(Path(child.work.name, "result.json"), said))
+        except BuildFailed as error:
+            log.warning("environment %s cannot be built: %s", child.key[:12], error)
+            return EnvironmentFailed(child.key, error.reason, error.module, error.hint)
+        finally:
+            self._clean(child)
+
+    def _built(self, built: Built) -> EnvironmentBuilt:
+        digest = Digest(built.digest)
+        self.tarballs[digest] = built.path
+        return EnvironmentBuilt(
+            EnvironmentKey(built.key), digest, built.bytes, built.python, built.machine, built.libc
+        )
+
+    @staticmethod
+    def _clean(child: _Child) -> None:
+        assert child.process.stdout is not None
+        child.process.stdout.close()
+        child.errors.close()
+        child.work.cleanup()
+
+    def close(self) -> None:
+        """End what is being built, with all its processes."""
+        for child in self._children.values():
+            _signal(child, signal.SIGTERM)
+        for descriptor, child in self._children.items():
+            self.poller.unregister(descriptor)
+            try:
+                child.process.wait(5)
+            except subprocess.TimeoutExpired:
+                pass
+            _signal(child, signal.SIGKILL)  # also what it may have left in its group
+            child.process.wait()
+            self._clean(child)
+        self._children.clear()
+        self._waiting.clear()
+
+
+def _signal(child: _Child, number: signal.Signals) -> None:
+    try:
+        os.killpg(child.process.pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass

@@ -1,0 +1,121 @@
+"""Why a call is where it is, in words: what ``lfm explain`` says."""
+
+from __future__ import annotations
+
+from lfm.protocol.outcomes import (
+    Cancelled,
+    Crashed,
+    EnvironmentBroken,
+    Exhausted,
+    Impossible,
+    Killed,
+    Lost,
+    Outcome,
+    Raised,
+    Returned,
+)
+from lfm.protocol.resources import format_duration, format_size
+from lfm_manager.core.functions import Building
+from lfm_manager.core.manager import ManagerCore
+from lfm_manager.core.tasks import Adrift, Collecting, Done, Failed, Placed, Ready, Task, Waiting
+
+
+def state_name(task: Task) -> str:
+    """One word for a table."""
+    match task.state:
+        case Placed(started=started):
+            return "running" if started is not None else "placed"
+        case Adrift():
+            return "waiting"
+        case state:
+            return type(state).__name__.lower()
+
+
+def explain(core: ManagerCore, task: Task, now: float) -> str:
+    """A sentence on its state, and a line for each attempt."""
+    return _state(core, task, now) + "".join(
+        f"\nattempt {a.number} on {a.worker}: {a.outcome} after {format_duration(max(0.0, a.ended - a.started))}, "
+        f"given {a.allocation.cores:g} cores and {format_size(a.allocation.memory)}"
+        for a in task.attempts
+    )
+
+
+def _state(core: ManagerCore, task: Task, now: float) -> str:
+    match task.state:
+        case Waiting(environment, blobs):
+            return _waiting(task, environment, len(blobs), now)
+        case Ready():
+            return _ready(core, task, now)
+        case Placed(worker, attempt, allocation, since=since, started=started):
+            given = f"{allocation.cores:g} cores and {format_size(allocation.memory)}"
+            what = f"attempt {attempt} on {core.workers[worker].name} with {given}"
+            if started is not None:
+                return f"running for {format_duration(now - started)}: {what}"
+            ago = format_duration(now - since)
+            return f"sent to its worker {ago} ago and not begun (the worker may be fetching its environment): {what}"
+        case Collecting(worker):
+            return f"it ended; its result is on its way from {core.workers[worker].name}"
+        case Adrift(until=until):
+            left = format_duration(max(0.0, until - now))
+            return f"it ran when the manager stopped; its worker has {left} left to come back with it"
+        case Done(finished) | Failed(finished):
+            return f"it ended: {_ended(finished.outcome)}"
+
+
+def _waiting(task: Task, environment: bool, blobs: int, now: float) -> str:
+    parts = []
+    if environment:
+        known = task.function.environment
+        since = f" for {format_duration(now - known.state.since)}" if isinstance(known.state, Building) else ""
+        parts.append(f"its environment ({known.declared.name}) is being built{since}")
+    if blobs:
+        parts.append(f"{blobs} of its blobs {'is' if blobs == 1 else 'are'} on the way from the client")
+    return "waiting: " + " and ".join(parts)
+
+
+def _ready(core: ManagerCore, task: Task, now: float) -> str:
+    queue, scheduler = task.queue, core.scheduler
+    assert queue is not None
+    if not core.workers:
+        return "ready, and no worker is connected; start one with: lfm worker start"
+    demand = scheduler.demand(queue)
+    needs = core.needs(demand)
+    able = [w for w in core.workers.values() if not w.draining and w.could(demand, now)]
+    if not able:
+        reasons = [w.unusable[demand.digest] for w in core.workers.values() if demand.digest in w.unusable]
+        why = f"; {len(reasons)} cannot use its environment: {reasons[0]}" if reasons else ""
+        return f"ready, and no worker is large enough: it needs {needs}; {core.largest_worker()}{why}"
+    if task.alone:
+        return f"ready; workers died while it ran ({task.tries.deaths}), so it waits for one to itself"
+    if scheduler.reserved is not None and scheduler.reserved[0] is queue:
+        return f"ready; {scheduler.reserved[1].name} is kept free for it until it has {needs}"
+    ahead = list(queue.tasks).index(task.id)
+    others = sum(len(q.tasks) for q in scheduler.queues.values()) - len(queue.tasks)
+    unseen = not task.category.seen and task.category.in_flight
+    held = " (its category has no result yet, so others go first)" if unseen else ""
+    return (
+        f"ready; it waits its turn{held}: it needs {needs}; {ahead} of its kind are before it, {others} others wait; "
+        f"{len(able)} of {len(core.workers)} workers could take it"
+    )
+
+
+def _ended(outcome: Outcome) -> str:
+    match outcome:
+        case Returned():
+            return "it returned a value, which its client has not fetched yet"
+        case Raised(type_name=name, text=text):
+            return f"it raised {name}: {text}"
+        case Crashed(signal, exit_code, hint=hint):
+            how = f"signal {signal}" if signal is not None else f"exit code {exit_code}"
+            return f"it crashed ({how}){': ' + hint if hint else ''}"
+        case Exhausted(resource, limit, measured):
+            sizes = [format_size(x) if resource in ("memory", "disk") else f"{x:g}" for x in (limit, measured)]
+            return f"it exceeded its limit of {resource}: {sizes[1]} of {sizes[0]}"
+        case EnvironmentBroken(module, file, line, reason):
+            return f"its environment lacks {module} ({file}:{line}): {reason}"
+        case Impossible(reason=reason) | Lost(reason=reason):
+            return reason
+        case Killed():
+            return "it was killed by its user"
+        case Cancelled():
+            return "it was cancelled before it began"

@@ -1,0 +1,365 @@
+"""The manager as a process: one poller loop around the pure core.
+
+Turns what comes from sockets, children, the clock and signals into events, and carries out the core's commands.
+One round: take what has come, let the core decide, commit the store, then let messages leave: nothing is said
+that a crash could make untrue.  Sleeps until something comes or is due; an idle manager uses no CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, assert_never
+
+import zmq
+
+from lfm.blobs import BlobStore
+from lfm.connection import Joined, Left, Listener, Said
+from lfm.protocol import messages as m
+from lfm.protocol.ids import PeerId
+from lfm.protocol.outcomes import Blob
+from lfm.run import RunDirectory
+from lfm_manager import sizing
+from lfm_manager.core import commands as c
+from lfm_manager.core import events as e
+from lfm_manager.core.manager import ManagerCore
+from lfm_manager.core.policy import Policy
+from lfm_manager.shell import addresses, query
+from lfm_manager.shell.builds import Builds
+from lfm_manager.shell.store import Store, StoreFailed
+from lfm_manager.shell.transfers import Transfers
+
+log = logging.getLogger(__name__)
+
+PACKETS = 64  # of all peers taken in one round: the rest waits in the socket, and answers are not kept back
+SURE = ("it said goodbye", "its process ended")  # ways of leaving after which nobody comes back
+ONLY_CLIENTS = ("drain", "stop", "shutdown", "cancel")  # questions that change something
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a manager is given once."""
+
+    interface: str = addresses.ANY
+    ports: tuple[int, ...] = (0,)
+    advertise: tuple[str, ...] = ()
+    strategy: str = "auto"
+    ephemeral: bool = False  # nothing is kept: it ends with whoever started it
+    stdin_eof: bool = False
+    idle_timeout: float | None = None  # seconds without clients, calls and workers' work
+    policy: Policy = field(default_factory=Policy)
+
+
+class Manager:
+    """Owns the sockets and the store from ``__init__`` to ``close``."""
+
+    def __init__(self, run: RunDirectory, settings: Settings) -> None:
+        self.run_directory, self.settings = run, settings
+        self.started = time.time()
+        self.core = ManagerCore(
+            {resource: sizing.make(settings.strategy, resource) for resource in ("memory", "disk")}, settings.policy
+        )
+        self.store = None if settings.ephemeral else Store(run.path / "lfm.db")
+        self.poller = zmq.Poller()
+        self.listener = Listener(run, [settings.interface], settings.ports)
+        self.listener.register(self.poller)
+        self.builds = Builds(self.poller)
+        self.transfers = Transfers(BlobStore(run.blobs), self.builds.tarballs, self.listener.send)
+        self.addresses = addresses.reachable(settings.interface, self.listener.port, settings.advertise)
+        self._roles: dict[PeerId, str] = {}
+        self._pending: list[e.Event] = []  # answers to commands that were known at once
+        self._ending = ""  # why, once it is to end
+        self._busy = time.monotonic()  # when there was last something to do
+        self._wake, self._woken = socket.socketpair()
+        for one in (self._wake, self._woken):
+            one.setblocking(False)
+        self.poller.register(self._wake.fileno(), zmq.POLLIN)
+        if settings.stdin_eof:
+            self.poller.register(0, zmq.POLLIN)
+        self._recover()
+
+    # ------------------------------------------------------------ the loop
+
+    def serve(self, ready: Callable[[], None] = lambda: None) -> str:
+        """Until told to end; why it ended."""
+        with _Signals(self._woken, self._end):
+            self.run_directory.publish(self.addresses)
+            ready()
+            while not self._ending:
+                self._round(dict(self.poller.poll(self._timeout())))
+        return self._ending
+
+    def _round(self, readable: dict[Any, int]) -> None:
+        for news in self.listener.receive(PACKETS):
+            self._heard(news)
+        for descriptor in readable:
+            if isinstance(descriptor, int):
+                self._readable(descriptor)
+        now = time.monotonic()
+        if now >= self.listener.deadline():
+            for news in self.listener.tick():
+                self._heard(news)
+        due = self.core.deadline()
+        if due is not None and now >= due:
+            self._tell(e.Ticked())
+        self._commit()
+        self.listener.flush()
+        self._look_if_idle(now)
+
+    def _timeout(self) -> float:
+        """Milliseconds until something is due."""
+        due = self.listener.deadline()
+        if (core := self.core.deadline()) is not None:
+            due = min(due, core)
+        if self.settings.idle_timeout is not None:
+            due = min(due, self._busy + self.settings.idle_timeout)
+        return max(0.0, (due - time.monotonic()) * 1000 + 1)
+
+    def _readable(self, descriptor: int) -> None:
+        if self.builds.owns(descriptor):
+            for news in self.builds.readable(descriptor):
+                self._tell(news)
+        elif descriptor == self._wake.fileno():
+            try:
+                self._wake.recv(64)
+            except BlockingIOError:
+                pass
+        elif descriptor == 0 and not os.read(0, 4096):
+            self.poller.unregister(0)
+            self._end("its starter is gone")
+
+    def _end(self, reason: str) -> None:
+        self._ending = self._ending or reason
+
+    def _look_if_idle(self, now: float) -> None:
+        timeout = self.settings.idle_timeout
+        if timeout is None:
+            return
+        if self.core.clients.peers or any(not t.session.over for t in self.core.calls.tasks.values()):
+            self._busy = now
+        elif now - self._busy >= timeout:
+            self._end(f"idle for {timeout:g} s")
+
+    # ------------------------------------------------------------ what comes
+
+    def _heard(self, news: Joined | Said | Left) -> None:
+        match news:
+            case Said(peer, message):
+                self._said(peer, message)
+            case Joined(peer, role, hello):
+                self._roles[peer] = role
+                if isinstance(hello, m.WorkerHello):
+                    log.info("worker %s joined from %s", hello.name, hello.host)
+                    self._tell(e.WorkerJoined(peer, hello))
+                elif isinstance(hello, m.ClientHello):
+                    log.info("client %s joined from %s (process %d)", hello.session, hello.host, hello.pid)
+                    self._tell(e.ClientJoined(peer, hello))
+            case Left(peer, reason):
+                role = self._roles.pop(peer, "")
+                if role != "viewer":
+                    log.info("%s %d left: %s", role, peer, reason)
+                self.transfers.gone(peer)
+                self._tell(e.PeerLost(peer, reason, reason in SURE))
+
+    def _said(self, peer: PeerId, message: m.Message) -> None:
+        match message:
+            case m.FetchBlob():
+                self.transfers.serve(peer, message)
+            case m.BlobChunk():
+                self._tell(self.transfers.came(peer, message))
+            case m.BlobMissing():
+                self._tell(self.transfers.missing(peer, message))
+            case m.Query():
+                self.listener.send(peer, m.Answer(message.number, self._answer(peer, message)))
+            case (
+                m.Submit() | m.Release() | m.Cancel() | m.Kill() | m.DeclareFunction() | m.DeclareEnvironment()
+                | m.Goodbye()
+            ):
+                self._tell(e.ClientSaid(peer, message))
+            case (
+                m.CallStarted() | m.CallEnded() | m.LimitRaised() | m.EnvironmentReady() | m.EnvironmentUnusable()
+                | m.OfferChanged() | m.WorkerLeaving()
+            ):
+                self._tell(e.WorkerSaid(peer, message))
+            case _:
+                log.warning("peer %d says %s, which nobody says to a manager", peer, type(message).__name__)
+
+    def _tell(self, event: e.Event | None) -> None:
+        """Let the core decide, and do what it says; also about what that brings at once."""
+        if event is None:
+            return
+        now = time.monotonic()
+        for command in self.core.handle(event, now):
+            self._do(command)
+        while self._pending:
+            for command in self.core.handle(self._pending.pop(0), now):
+                self._do(command)
+
+    # ------------------------------------------------------------ what is to be done
+
+    def _do(self, command: c.Command) -> None:
+        match command:
+            case c.TellClient(peer, message) | c.TellWorker(peer, message):
+                self.listener.send(peer, message)
+            case (
+                c.SaveTask() | c.SaveAttempt() | c.SaveResult() | c.ForgetTask() | c.SaveSession() | c.ForgetSession()
+                | c.SaveDeclared()
+            ):
+                if self.store is not None:
+                    self._write(self.store, command)
+            case c.SaveMeasurement():
+                pass
+            case c.BuildEnvironment(key, plan):
+                self._build(key, plan)
+            case c.GetBlob(peer, digest, size):
+                self._answered(self.transfers.pull(peer, digest, size))
+            case c.DropBlob(digest):
+                self.transfers.drop(digest)
+            case _:
+                assert_never(command)
+
+    def _answered(self, event: e.Event | None) -> None:
+        if event is not None:
+            self._pending.append(event)
+
+    def _build(self, key: Any, plan: m.Payload) -> None:
+        try:
+            content = self.transfers.store.path(plan.digest).read_bytes() if isinstance(plan, Blob) else plan.data
+        except OSError as error:
+            self._pending.append(e.EnvironmentFailed(key, f"its description cannot be read: {error}"))
+            return
+        log.info("environment %s is wanted", key[:12])
+        self._answered(self.builds.want(key, content))
+
+    def _write(self, store: Store, command: Any) -> None:
+        try:
+            store.write(command)
+        except StoreFailed as error:
+            self._fail(error)
+
+    def _commit(self) -> None:
+        if self.store is not None:
+            try:
+                self.store.commit()
+            except StoreFailed as error:
+                self._fail(error)
+
+    def _fail(self, error: StoreFailed) -> None:
+        """What cannot be written down must not be promised: stop here; a restart finds all that was."""
+        log.error("%s; the manager stops: make room, then start it again on this run directory", error)
+        raise error
+
+    # ------------------------------------------------------------ questions
+
+    def _answer(self, peer: PeerId, asked: m.Query) -> dict[str, Any]:
+        try:
+            if asked.what in ONLY_CLIENTS:
+                if self._roles.get(peer) != "client":
+                    raise query.NoAnswer("this key may only look", "use the client's connection file")
+                return self._act(asked.what, asked.arguments)
+            return query.answer(self.core, self.facts(), asked.what, asked.arguments, time.monotonic())
+        except query.NoAnswer as error:
+            return {"error": str(error), "hint": error.hint}
+        except (TypeError, ValueError) as error:
+            return {"error": f"the question {asked.what!r} is not understood: {error}"}
+
+    def _act(self, what: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if what == "shutdown":
+            unfinished = sum(query.is_unfinished(t) for t in self.core.calls.tasks.values())
+            self._end("somebody said: lfm manager stop")
+            return {"schema": "lfm.shutdown/1", "pid": os.getpid(), "unfinished": unfinished}
+        selection = str(arguments.get("selection", ""))
+        if what == "cancel":
+            return self._cancel(selection)
+        workers = query.select_workers(self.core, selection)
+        for worker in workers:
+            if what == "drain":
+                self._tell(e.DrainAsked(worker.peer, "somebody said: lfm worker drain"))
+            else:
+                self._tell(e.WorkerSaid(worker.peer, m.WorkerLeaving("somebody said: lfm worker stop")))
+                self.listener.flush()
+                self.listener.drop(worker.peer, "stopped by: lfm worker stop")
+                self._roles.pop(worker.peer, None)
+        return {"schema": f"lfm.{what}/1", "workers": [w.name for w in workers]}
+
+    def _cancel(self, selection: str) -> dict[str, Any]:
+        chosen = [t for t in query.select(self.core, selection) if query.is_unfinished(t)]
+        for task in chosen:
+            self._tell(e.CancelAsked(task.id))
+        return {"schema": "lfm.cancel/1", "tasks": [t.id for t in chosen]}
+
+    def facts(self) -> dict[str, Any]:
+        """About this manager, for people and scripts."""
+        store = self.store
+        return {
+            "run": self.run_directory.name, "directory": str(self.run_directory.path), "pid": os.getpid(),
+            "host": socket.gethostname(), "addresses": list(self.addresses), "started": self.started,
+            "up_s": round(time.time() - self.started, 1), "strategy": self.settings.strategy,
+            "store": "none" if store is None else f"{store.mode.lower()} on {store.file_system or 'an unknown file system'}",
+            "log": str(self.run_directory.path / "log"), "refused_packets": self.listener.refusals,
+        }
+
+    # ------------------------------------------------------------ beginning and end
+
+    def _recover(self) -> None:
+        """Take up what an earlier manager of this run left."""
+        if self.store is None:
+            return
+        directory = self.transfers.store.directory
+        found = tuple(p.name for p in directory.iterdir() if len(p.name) == 64)
+        recovered = self.store.recover(found)
+        if recovered is not None:
+            self._tell(recovered)
+            log.info("took up %d calls of the manager before", len(self.core.calls.tasks))
+        for path in directory.iterdir():
+            if path.name not in self.core.blobs.known:
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of everything; the run directory can be taken up again."""
+        self.run_directory.withdraw()
+        self._commit()
+        self.listener.flush()
+        self.builds.close()
+        self.transfers.close()
+        self.listener.close()
+        if self.store is not None:
+            self.store.close()
+        for one in (self._wake, self._woken):
+            one.close()
+
+
+class _Signals:
+    """SIGTERM, SIGINT and SIGHUP end the loop, wherever it sleeps."""
+
+    NAMES = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def __init__(self, wake: socket.socket, end: Callable[[str], None]) -> None:
+        self._wake, self._end = wake, end
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> None:
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        for name in self.NAMES:
+            self._before[name] = signal.signal(name, self._came)
+
+    def _came(self, number: int, frame: object) -> None:
+        self._end(f"{signal.Signals(number).name}")
+
+    def __exit__(self, *error: object) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
+        signal.set_wakeup_fd(-1)
+
+
+def remove(directory: Path) -> None:
+    """An ephemeral run's directory, with all that is in it."""
+    import shutil
+
+    shutil.rmtree(directory, ignore_errors=True)
