@@ -1,0 +1,212 @@
+"""Environments of conda packages: a subset of the client's prefix, or what a solver makes of a specification.
+
+py-rattler (the extra ``conda``) links the packages into a prefix of our own; conda-pack packs that.  A subset
+needs no channel and no network: its packages lie in the client's package cache.  What pip put into the client's
+prefix comes along as in any other installation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conda_pack.core import CondaEnv, File
+
+from lfm.function.plan import Distribution, Plan
+from lfm_manager.environments import archive, bytecode, distributions, elf, interpreter, wheels
+from lfm_manager.environments.assembled import Assembled, forbidden_folders
+from lfm_manager.environments.packages import Packages
+from lfm_manager.environments.places import cache_root
+from lfm_manager.environments.problems import BuildFailed
+from lfm_manager.environments.progress import Report
+
+if TYPE_CHECKING:
+    from rattler import PrefixRecord, RepoDataRecord
+
+PIP = "pip:"  # before a requirement in a specification that is otherwise conda's
+
+
+def from_prefix(plan: Plan, work: Path, packages: Packages, report: Report) -> Assembled:
+    """Kind "conda": these packages of the client's prefix, exactly as it has them."""
+    rattler = _rattler()
+    managed = [d for d in plan.distributions if d.metadata.endswith(".json")]
+    others = [d for d in plan.distributions if not d.metadata.endswith(".json")]
+    if not any(d.name == "python" for d in managed):
+        raise BuildFailed("the plan holds no python", hint="activate a conda environment that has one")
+    try:
+        records = [rattler.PrefixRecord.from_path(d.metadata) for d in managed]
+    except Exception as error:
+        raise BuildFailed(f"the client's prefix cannot be read: {_one_line(error)}") from error
+    report("build", 0, len(records), f"{len(records)} conda packages")
+    prefix = _linked(work, records, _caches(records))
+    report("build", len(records), len(records), "")
+    environment = CondaEnv.from_prefix(str(prefix), on_missing_cache="ignore")
+    files = [*environment.files, *_from_pip(plan, others, prefix, packages)]
+    return _assembled(plan, work, prefix, files, tuple(_named(d) for d in plan.distributions), managed)
+
+
+def from_specification(plan: Plan, work: Path, packages: Packages, report: Report) -> Assembled:
+    """Kind "spec" with channels: solve, fetch, link; then what pip is to add."""
+    specs = [spec for spec in plan.specification if not spec.startswith(PIP)]
+    requirements = [spec.removeprefix(PIP) for spec in plan.specification if spec.startswith(PIP)]
+    if not any(_spec_name(spec) == "python" for spec in specs):
+        minor = ".".join(plan.interpreter.version.split(".")[:2]) if plan.interpreter else ""
+        specs.append(f"python {minor}.*" if minor else "python")
+    report("solve", 0, 0, ", ".join(specs))
+    records = _solved(specs, plan.channels)
+    report("build", 0, len(records), f"{len(records)} conda packages")
+    prefix = _linked(work, records, [])
+    report("build", len(records), len(records), "")
+    if requirements:
+        report("build", 0, 0, ", ".join(requirements))
+        wheels.install(prefix / "bin" / "python", requirements, prefix)
+    environment = CondaEnv.from_prefix(str(prefix), on_missing_cache="ignore", ignore_editable_packages=True)
+    held = _whys(records, specs) + wheels.held_by_pip(prefix)
+    return _assembled(plan, work, prefix, environment.files, tuple(held), [])
+
+
+# ---------------------------------------------------------------- rattler
+
+
+def _rattler() -> Any:
+    try:
+        import rattler
+    except ImportError as error:
+        raise BuildFailed(
+            "conda environments need py-rattler, which is not installed", hint="pip install 'lfm[conda]'"
+        ) from error
+    return rattler
+
+
+def _linked(work: Path, records: Sequence[RepoDataRecord], caches: Sequence[Path]) -> Path:
+    """A prefix with these packages; taken from ``caches`` where they are there, else fetched into our own."""
+    rattler = _rattler()
+    own = cache_root() / "conda" / "pkgs"
+    own.mkdir(parents=True, exist_ok=True)
+    prefix = work / "prefix"  # absolute: it is written into files
+    cache = rattler.PackageCache.new_layered([*caches, own])
+    try:
+        asyncio.run(
+            rattler.install(list(records), target_prefix=prefix, package_cache=cache, show_progress=False)
+        )
+    except Exception as error:
+        raise BuildFailed(
+            f"the conda packages cannot be linked: {_one_line(error)}",
+            hint="if the package cache was cleaned, name what you need in an environment.yml instead"
+            if caches
+            else "",
+        ) from error
+    return prefix
+
+
+def _caches(records: Sequence[PrefixRecord]) -> list[Path]:
+    """The package caches that the client's prefix was linked from."""
+    found: dict[Path, None] = {}
+    for record in records:
+        if (place := record.extracted_package_dir) and Path(place).is_dir():
+            found[Path(place).parent] = None
+    return list(found)
+
+
+def _solved(specs: Sequence[str], channels: Sequence[str]) -> list[RepoDataRecord]:
+    rattler = _rattler()
+    store = cache_root() / "conda" / "repodata"
+    store.mkdir(parents=True, exist_ok=True)
+
+    async def solve() -> list[RepoDataRecord]:
+        solved: list[RepoDataRecord] = await rattler.solve(
+            sources=[rattler.Channel(channel) for channel in channels],
+            specs=specs,
+            gateway=rattler.Gateway(cache_dir=store),
+            virtual_packages=rattler.VirtualPackage.detect(),
+        )
+        return solved
+
+    try:
+        return asyncio.run(solve())
+    except Exception as error:
+        raise BuildFailed(
+            f"no environment satisfies {', '.join(specs)} from {', '.join(channels)}: {_one_line(error)}",
+            hint="change the environment.yml, or its channels",
+        ) from error
+
+
+def _whys(records: Sequence[RepoDataRecord], specs: Sequence[str]) -> list[dict[str, str]]:
+    asked = {_spec_name(spec): spec for spec in specs}
+    required: dict[str, str] = {}
+    for record in records:
+        for dependency in record.depends:
+            required.setdefault(_spec_name(dependency), record.name.normalized)
+    held = []
+    for record in sorted(records, key=lambda record: record.name.normalized):
+        name = record.name.normalized
+        why = f"asked for as {asked[name]!r}" if name in asked else f"required by {required.get(name, '?')}"
+        held.append({"name": name, "version": str(record.version), "why": why})
+    return held
+
+
+def _spec_name(spec: str) -> str:
+    """``conda-forge::numpy >=1.26`` -> ``numpy``."""
+    name = spec.rpartition("::")[2].strip()
+    for index, character in enumerate(name):
+        if character in " =<>!~[":
+            return name[:index].lower()
+    return name.lower()
+
+
+# ---------------------------------------------------------------- putting it together
+
+
+def _from_pip(plan: Plan, others: Sequence[Distribution], prefix: Path, packages: Packages) -> list[File]:
+    if not others:
+        return []
+    if plan.interpreter is None:
+        raise BuildFailed("the plan names no interpreter")
+    python = interpreter.describe(plan.interpreter.executable)
+    made = [distributions.package(packages, d, plan.interpreter.prefix, python) for d in others]
+    return archive.files_of(made, prefix)
+
+
+def _assembled(
+    plan: Plan, work: Path, prefix: Path, files: Sequence[File], held: tuple[dict[str, str], ...],
+    managed: Sequence[Distribution],
+) -> Assembled:  # fmt: skip
+    python = interpreter.describe(str(prefix / "bin" / "python"))
+    compiled = _compiled(work / "bytecode", prefix, files, python.cache_tag)
+    return Assembled(
+        environment=CondaEnv(str(prefix), [*files, *compiled]),
+        python=python.version,
+        machine=python.machine,
+        libc=f"glibc 2.{max([elf.glibc_needed(f.source) for f in files if elf.is_elf(f.source)], default=17)}",
+        distributions=held,
+        forbidden=forbidden_folders({str(prefix), *(d.location for d in managed)}),
+        client=plan.interpreter.executable if plan.interpreter else "",
+    )
+
+
+def _compiled(place: Path, prefix: Path, files: Sequence[File], cache_tag: str) -> list[File]:
+    """Bytecode for the modules that came without: conda compiles at install time, and linking does not."""
+    targets = {file.target for file in files}
+    modules, made = [], []
+    for file in files:
+        folder, name = os.path.split(file.target)
+        if not name.endswith(".py") or not folder.startswith("lib/python") or file.file_mode is not None:
+            continue  # a text that names its prefix changes where it is unpacked: its bytecode would be stale
+        target = f"{folder}/__pycache__/{name.removesuffix('.py')}.{cache_tag}.pyc"
+        if target not in targets:
+            modules.append(bytecode.Module(Path(file.source), None, place / target, file.target))
+            made.append((place / target, target))
+    bytecode.compile_all(prefix / "bin" / "python", modules)
+    return [File(str(path), target) for path, target in made if path.exists()]
+
+
+def _named(distribution: Distribution) -> dict[str, str]:
+    return {"name": distribution.name, "version": distribution.version, "why": distribution.why}
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip(" │├└─╰") for line in str(error).splitlines()]
+    return "; ".join(line for line in lines if line) or type(error).__name__

@@ -1,0 +1,69 @@
+"""Where the caches lie on this machine, and how processes take turns in them.
+
+Owns the folder names under ``$LFM_CACHE`` (default ``~/.cache/lfm``); knows nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache_root() -> Path:
+    """``$LFM_CACHE``, else ``$XDG_CACHE_HOME/lfm``, else ``~/.cache/lfm``; absolute."""
+    if chosen := os.environ.get("LFM_CACHE"):
+        return Path(chosen).absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache").absolute() / "lfm"
+
+
+def environments_root() -> Path:
+    """Packed environments, by key."""
+    return cache_root() / "environments"
+
+
+def packages_root() -> Path:
+    """Conda-shaped packages made of installed distributions and interpreters; a cache that may be emptied."""
+    return cache_root() / "packages"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock among processes; waits.  The lock ends with its process, so none is ever stale."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_still(path, descriptor):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds ``path`` now."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """False if someone removed the lock's file while we waited for it."""
+    try:
+        there, ours = path.stat(), os.fstat(descriptor)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)

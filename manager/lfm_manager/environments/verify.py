@@ -1,0 +1,121 @@
+"""Proof that a tarball runs: unpacked elsewhere, as a worker does it, its own Python imports what is asked of it.
+
+It is the artifact that is tried, not the build: with an empty environment, from another folder, and with an eye
+on every file that comes from outside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lfm_manager.environments.problems import BuildFailed
+
+_PROGRAM = Path(__file__).parent / "inside" / "verify.py"
+SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    failed: tuple[dict[str, object], ...]
+    outside: dict[str, str]  # file from outside the prefix: the module that opened it
+
+
+def unpack(tarball: Path, digest: str, into: Path) -> Path:
+    """As a worker does it, by the same program."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lfm_worker.shell.unpack", tarball, digest, into],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise BuildFailed(f"the packed environment cannot be unpacked: {_last_line(done.stderr)}")
+    return into / digest
+
+
+def look(python: Path, modules: tuple[str, ...], forbidden: tuple[str, ...]) -> Findings:
+    """Import ``modules`` in ``python``; what failed, and what came from outside its prefix."""
+    with tempfile.TemporaryDirectory(prefix="lfm-verify-") as home:
+        try:
+            done = subprocess.run(
+                [python, "-I", "-B", _PROGRAM], input=json.dumps({"modules": modules, "forbidden": forbidden}),
+                capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS, cwd=home,
+                env={"PATH": os.defpath, "HOME": home, "TMPDIR": home, "LC_ALL": "C.UTF-8"},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise BuildFailed(
+                f"importing {', '.join(modules)} does not end within {SECONDS:.0f} s"
+            ) from error
+    try:
+        raw = json.loads(done.stdout)
+    except ValueError:
+        raise BuildFailed(
+            f"the packed Python dies while it imports {', '.join(modules) or 'nothing'}: "
+            f"{_last_line(done.stderr) or f'exit code {done.returncode}'}"
+        ) from None
+    return Findings(tuple(raw["failed"]), raw["outside"])
+
+
+def verify(
+    tarball: Path,
+    digest: str,
+    into: Path,
+    modules: tuple[str, ...],
+    forbidden: tuple[str, ...],
+    client: str = "",
+) -> list[str]:
+    """BuildFailed unless all modules import from the tarball alone; else warnings.
+
+    A module that fails on ``client`` (the user's own Python) in the same way is a warning: it is not our doing.
+    """
+    prefix = unpack(tarball, digest, into)
+    found = look(prefix / "bin" / "python", modules, forbidden)
+    warnings = []
+    for failure in found.failed:
+        if client and _fails_there_too(client, failure):
+            warnings.append(
+                f"{failure['module']} cannot be imported, here as on the client: {_text(failure)}"
+            )
+            continue
+        missing = str(failure["missing"] or "")
+        raise BuildFailed(
+            f"the environment lacks {missing!r}, which {failure['module']} imports"
+            if missing and missing != failure["module"]
+            else f"{failure['module']} cannot be imported from the packed environment: {_text(failure)}",
+            module=missing or str(failure["module"]),
+            hint=f"add it with imports=[{missing!r}]" if missing and missing != failure["module"] else "",
+        )
+    if found.outside:
+        path, module = next(iter(found.outside.items()))
+        raise BuildFailed(
+            f"{module} takes {path} from outside of the environment: it would be missing on a node",
+            module=module,
+        )
+    return warnings
+
+
+def _fails_there_too(client: str, failure: dict[str, object]) -> bool:
+    done = subprocess.run(
+        [client, "-B", "-c", f"import {failure['module']}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+    return done.returncode != 0 and str(failure["type"]) in done.stderr
+
+
+def _text(failure: dict[str, object]) -> str:
+    text = failure["text"]
+    return f"{failure['type']}: {text[0]}" if isinstance(text, list) and text else str(failure["type"])
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else ""

@@ -1,0 +1,306 @@
+# ruff: noqa: PTH102, PTH117, PTH118, PTH120, PTH211
+# Thousands of files: plain strings cost a tenth of Path objects.
+"""One environment, unpacked once per node: checked, extracted aside, renamed, mended, marked as ready.
+
+``<into>/<digest>/`` is its prefix; it is whole if, and only if, ``<into>/<digest>.ready`` is there.  Workers on
+one node may share ``into``: the first unpacks, the others wait for its lock.  Trust ends at the digest: it came
+from the manager, and whoever made the tarball may run code here anyway; what is refused below is accident and
+corruption.  ``python -m lfm_worker.shell.unpack TARBALL DIGEST INTO`` does it in a process of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import zstandard
+
+MOST_FILES = 2_000_000
+MOST_BYTES = 200 * 2**30
+BLOCK = 1 << 20  # bytes read at a time
+MEND_SECONDS = 300.0
+
+
+class UnpackFailed(Exception):
+    """``code``, also the exit code, says what to do about it."""
+
+    FAILED = 1
+    CORRUPT = 3  # fetch it again
+    FULL = 4  # this node has no space for it
+    UNUSABLE = 5  # it cannot run here
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def unpack(tarball: Path, digest: str, into: Path, *, most_bytes: int = MOST_BYTES) -> Path:
+    """The prefix ``into/digest``, ready to run.  UnpackFailed says what is wrong in one line."""
+    _check_name(digest)
+    prefix, ready = into / digest, into / f"{digest}.ready"
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        with _locked(into / f".{digest}.lock"):
+            if ready.exists() and prefix.is_dir():
+                os.utime(ready)  # the mark's time is when it was last wanted
+                return prefix
+            _remove(ready)
+            _remove(prefix)
+            _check_digest(tarball, digest)
+            size = _extract_aside(tarball, prefix, most_bytes)
+            try:
+                _mend(prefix)
+            except BaseException:
+                _remove(prefix)
+                raise
+            _mark(ready, size)
+            return prefix
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UnpackFailed(
+                f"no space left to unpack the environment in {into}", UnpackFailed.FULL
+            ) from error
+        reason = f"cannot unpack in {into}: {error.strerror or error}"
+        raise UnpackFailed(reason, UnpackFailed.FAILED) from error
+
+
+def is_ready(digest: str, into: Path) -> bool:
+    return (into / f"{digest}.ready").exists() and (into / digest).is_dir()
+
+
+def remove(digest: str, into: Path) -> None:
+    """Forget an unpacked environment; the caller knows that nothing runs in it."""
+    _check_name(digest)
+    with _locked(into / f".{digest}.lock"):
+        _remove(into / f"{digest}.ready")
+        _remove(into / digest)
+        _remove(into / f".{digest}.lock")
+
+
+def _check_name(digest: str) -> None:
+    """Folders are made and removed by this name: nothing but a digest will do."""
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise UnpackFailed(f"{digest!r} is not a sha-256 digest", UnpackFailed.FAILED)
+
+
+def _check_digest(tarball: Path, digest: str) -> None:
+    with open(tarball, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != digest:
+        raise UnpackFailed(
+            f"{tarball.name} is not what was sent: its sha-256 is {found[:12]}..., not {digest[:12]}...",
+            UnpackFailed.CORRUPT,
+        )
+
+
+def _extract_aside(tarball: Path, prefix: Path, most_bytes: int) -> int:
+    """Extract beside ``prefix`` and rename: what has its name is all there.  The bytes it takes."""
+    aside = prefix.parent / f".unpacking-{prefix.name[:12]}-{secrets.token_hex(4)}"
+    aside.mkdir(mode=0o700)
+    try:
+        size = extract(tarball, aside, most_bytes)
+        aside.rename(prefix)
+    except (tarfile.TarError, zstandard.ZstdError, EOFError) as error:
+        raise UnpackFailed(f"{tarball.name} cannot be unpacked: {error}", UnpackFailed.CORRUPT) from error
+    finally:
+        _remove(aside)
+    return size
+
+
+def extract(tarball: Path, into: Path, most_bytes: int) -> int:
+    """Extract into an empty folder of our own, within limits; bytes written."""
+    writer = _Writer(into, most_bytes)
+    with _opened(tarball) as tar:
+        for member in tar:
+            writer.add(member, tar)
+    writer.check_links()
+    if writer.count == 0:
+        raise UnpackFailed(f"{tarball.name} is empty", UnpackFailed.CORRUPT)
+    return writer.size
+
+
+class _Writer:
+    """Writes members below a folder that was empty, so that what lies there is known without asking the disk.
+
+    As strict as tarfile's ``data`` filter, which older Pythons lack and which asks the disk about every member:
+    nothing is written through a link or over another member, no link leads out, nothing but files, folders
+    and links is made, and of the mode only "may be executed" is kept.
+    """
+
+    def __init__(self, root: Path, most_bytes: int) -> None:
+        self._root, self._most_bytes = os.fspath(root), most_bytes
+        self._folders: set[str] = {""}
+        self._files: set[str] = set()
+        self._links: list[str] = []
+        self.count = self.size = 0
+
+    def add(self, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+        self.count += 1
+        self.size += member.size
+        if self.count > MOST_FILES or self.size > self._most_bytes:
+            raise _unsafe(f"it holds more than {self._most_bytes} bytes or {MOST_FILES} files")
+        name = _inside(member.name, member.name)
+        if member.isdir():
+            self._folder(name)
+            return
+        self._folder(os.path.dirname(name))
+        path = os.path.join(self._root, name)
+        try:
+            if member.isreg():
+                self._write(path, member, tar)
+                self._files.add(name)
+            elif member.issym():
+                _inside(os.path.join(os.path.dirname(name), member.linkname), member.name)
+                os.symlink(member.linkname, path)
+                self._links.append(path)
+            elif member.islnk() and (other := _inside(member.linkname, member.name)) in self._files:
+                os.link(os.path.join(self._root, other), path, follow_symlinks=False)
+            else:
+                raise _unsafe(f"{member.name} is neither a file, a folder nor a link")
+        except FileExistsError:
+            raise _unsafe(f"{member.name} is in it twice") from None
+
+    def check_links(self) -> None:
+        """A link may lead through others: where all end up is known now that all are there."""
+        root = os.path.realpath(self._root)
+        for link in self._links:
+            if os.path.commonpath([os.path.realpath(link), root]) != root:
+                raise _unsafe(f"{os.path.relpath(link, self._root)} leads out of it")
+
+    def _folder(self, name: str) -> None:
+        if name not in self._folders:
+            self._folder(os.path.dirname(name))
+            try:
+                os.mkdir(os.path.join(self._root, name), 0o755)
+            except FileExistsError:  # ours are all in the set: this is a file or a link
+                raise _unsafe(f"{name} is in it twice") from None
+            self._folders.add(name)
+
+    @staticmethod
+    def _write(path: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+        source = tar.extractfile(member)
+        assert source is not None
+        mode = 0o755 if member.mode & 0o111 else 0o644
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        with open(descriptor, "wb", buffering=0) as out:
+            left = member.size
+            while left:
+                piece = source.read(min(left, BLOCK))
+                if not piece:
+                    raise EOFError(f"{member.name} is cut short")
+                out.write(piece)
+                left -= len(piece)
+
+
+def _inside(name: str, member: str) -> str:
+    """``name`` without dots; refused if it leads out of the folder it is relative to."""
+    plain = os.path.normpath(name)
+    if not name or os.path.isabs(name) or plain == ".." or plain.startswith("../") or "\0" in name:
+        raise _unsafe(f"{member} leads out of it")
+    return "" if plain == "." else plain
+
+
+def _unsafe(text: str) -> UnpackFailed:
+    return UnpackFailed(f"the environment's tarball is refused: {text}", UnpackFailed.UNUSABLE)
+
+
+@contextmanager
+def _opened(tarball: Path) -> Iterator[tarfile.TarFile]:
+    with open(tarball, "rb") as raw:
+        magic = raw.read(4)
+        raw.seek(0)
+        if magic == b"\x28\xb5\x2f\xfd":
+            with (
+                zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream,
+                tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as tar,
+            ):
+                yield tar
+        else:  # a tarball that the user made: tar.gz and the like
+            with tarfile.open(fileobj=raw, mode="r|*", bufsize=BLOCK) as tar:
+                yield tar
+
+
+def _mend(prefix: Path) -> None:
+    """Write the prefix's place into the files that name one, with its own Python: proof that it runs here."""
+    python, script = prefix / "bin" / "python", prefix / "bin" / "conda-unpack"
+    if not python.exists():
+        raise UnpackFailed("the environment has no bin/python", UnpackFailed.UNUSABLE)
+    command = [str(python), "-B", str(script)] if script.exists() else [str(python), "-I", "-B", "-c", "pass"]
+    try:
+        done = subprocess.run(
+            command, env={"PATH": os.defpath}, cwd=prefix, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, errors="replace", timeout=MEND_SECONDS, check=False,
+        )  # fmt: skip
+    except OSError as error:  # another architecture, or no loader for it
+        reason = f"the environment's Python cannot run on this node: {error.strerror}"
+        raise UnpackFailed(reason, UnpackFailed.UNUSABLE) from error
+    except subprocess.TimeoutExpired as error:
+        raise UnpackFailed("the environment's conda-unpack does not end", UnpackFailed.UNUSABLE) from error
+    if done.returncode:
+        last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        reason = f"the environment's Python does not work on this node: {last}"
+        raise UnpackFailed(reason, UnpackFailed.UNUSABLE)
+
+
+def _mark(ready: Path, size: int) -> None:
+    aside = ready.with_name(f".{ready.name}-{secrets.token_hex(4)}")
+    aside.write_text(json.dumps({"bytes": size, "unpacked": time.time()}))
+    aside.rename(ready)
+
+
+def _remove(path: Path) -> None:
+    """Remove what this module made: a folder or a file under ``into``, never what a link leads to."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        pass
+    except (IsADirectoryError, PermissionError):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """An exclusive lock among the node's processes; it ends with its process."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                there, ours = path.stat(), os.fstat(descriptor)
+            except FileNotFoundError:
+                continue  # removed while we waited: this lock protects nothing
+            if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 3:
+        print("usage: python -m lfm_worker.shell.unpack TARBALL DIGEST INTO", file=sys.stderr)
+        return 2
+    tarball, digest, into = arguments
+    try:
+        print(unpack(Path(tarball), digest, Path(into).absolute()))
+    except UnpackFailed as error:
+        print(error, file=sys.stderr)
+        return error.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
