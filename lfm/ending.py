@@ -1,0 +1,91 @@
+"""How what a call said and what its monitor saw become an outcome and a usage."""
+
+from __future__ import annotations
+
+import os
+
+from lfm.monitor import host, wire
+from lfm.protocol.ids import Digest
+from lfm.protocol.outcomes import (
+    Blob,
+    Crashed,
+    EnvironmentBroken,
+    Exhausted,
+    Inline,
+    Killed,
+    Lost,
+    Outcome,
+    Payload,
+    Raised,
+    Returned,
+)
+from lfm.protocol.resources import Usage
+
+
+def outcome_of(over: host.Over) -> Outcome:
+    """How a call ended, from what it said itself and what its monitor saw: the monitor has the last word."""
+    report, result = over.report, over.result
+    verdict = wire.VERDICTS[report.verdict] if report else ""
+    if verdict == "killed":
+        return Killed()
+    if report and verdict:
+        return Exhausted(verdict, report.limit, report.measured, report.at_s)
+    if result is not None:
+        return _told(result)
+    if over.lost or report is None:
+        return Lost(over.lost, started=report is None or bool(report.flags & wire.STARTED))
+    code = os.waitstatus_to_exitcode(report.status)
+    hint = "killed by the kernel: out of memory" if report.flags & wire.OUT_OF_MEMORY else ""
+    if code == 0:
+        hint = "it left without a result: os._exit, or it closed its descriptors"
+    fault = over.fault.decode("utf-8", "replace")
+    return Crashed(-code if code < 0 else None, code if code >= 0 else None, fault, hint)
+
+
+def _told(result: wire.Result) -> Outcome:
+    def data() -> Payload | None:
+        if result.size:
+            return Blob(Digest(result.texts[4]), result.size)
+        return Inline(result.data) if result.data else None
+
+    if result.kind == wire.BROKEN:
+        module, file, reason, line, _ = result.texts
+        return EnvironmentBroken(module, file, int(line) if line.isdigit() else 0, reason)
+    if result.kind == wire.RAISED:
+        name, text, trace, stage, _ = result.texts
+        return Raised(data(), name, text, trace, stage)
+    value = data()
+    return Returned(value) if value else Crashed(None, 0, "", "it sent an empty result")
+
+
+def usage_of(over: host.Over) -> Usage | None:
+    """What a call used: its own figures where it could still tell them, its monitor's otherwise, both as bounds."""
+    report, result = over.report, over.result
+    if report is None or not report.flags & wire.STARTED:
+        return None
+    low, high, by = report.memory_low, report.memory_high, wire.MEMORY_BY[report.memory_by]
+    processes = report.processes
+    if by != "cgroup" and result is not None:
+        if processes == 1:
+            low, high, by = max(low, result.memory_low), max(low, result.memory_high), "self"
+        else:
+            low, high = max(low, result.memory_low), max(high, result.memory_high)
+        if result.children:  # it waited for processes that may have lived between two looks
+            processes, high = max(processes, 2), max(high, result.memory_high + result.children)
+    wall = report.wall_s if result is None else result.wall_s
+    cores = report.cpu_s / wall if wall > 0 else 0.0
+    return Usage(
+        wall_s=wall,
+        cpu_s=report.cpu_s,
+        cores=cores,
+        cores_peak=max(cores, report.cores_peak),
+        memory=max(low, high),
+        memory_low=low,
+        memory_by=by,
+        disk=max(report.disk, over.disk),
+        read=report.read,
+        written=report.written,
+        processes=processes,
+        threads=report.threads,
+        gpu_memory=report.gpu_memory,
+    )

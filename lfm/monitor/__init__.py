@@ -1,0 +1,1 @@
+"""The lightweight function monitor.  Standard library only: it runs inside the packed interpreter."""

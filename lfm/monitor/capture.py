@@ -1,0 +1,65 @@
+"""What a call prints: pumped from a pipe into a bounded file of head and tail, by the kernel (splice).
+
+The monitor never holds a byte of it, so no later call can find it in inherited memory; the daemon reads the
+file.  A call that prints nothing costs nothing; one that prints 10 GB fills nothing.
+"""
+
+from __future__ import annotations
+
+import os
+
+HEAD = 32 * 1024
+TAIL = 96 * 1024
+BURST = 1 << 20
+
+
+class Capture:
+    """The monitor's side of one stream of one slot: ``write_end`` is the call's, ``file`` the daemon's too."""
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+        self.read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.read_end, False)
+        self.total = 0
+
+    def pump(self) -> bool:
+        """Move what waits in the pipe.  True if there may be more."""
+        budget = BURST
+        while budget > 0:
+            room = _room(self.total)
+            try:
+                moved = os.splice(self.read_end, self.file, room, offset_dst=_place(self.total), flags=2)
+            except BlockingIOError:
+                return False
+            if moved == 0:
+                return False
+            self.total += moved
+            budget -= moved
+        return True
+
+    def restart(self) -> None:
+        """Forget the last call's output; the daemon has read it."""
+        self.total = 0
+
+
+def _place(position: int) -> int:
+    return position if position < HEAD else HEAD + (position - HEAD) % TAIL
+
+
+def _room(position: int) -> int:
+    if position < HEAD:
+        return HEAD - position
+    return TAIL - (position - HEAD) % TAIL
+
+
+def read(file: int, total: int) -> bytes:
+    """What the bounded file holds of ``total`` bytes written; where some are left out it says how many."""
+    if total <= HEAD + TAIL:
+        return os.pread(file, total, 0)
+    turn = _place(total)
+    head, end, start = os.pread(file, HEAD, 0), os.pread(file, TAIL, turn), b""
+    if turn > HEAD:
+        end = os.pread(file, HEAD + TAIL - turn, turn)
+        start = os.pread(file, turn - HEAD, HEAD)
+    left_out = total - HEAD - TAIL
+    return b"".join((head, b"\n[... %d bytes left out ...]\n" % left_out, end, start))

@@ -1,0 +1,130 @@
+"""Where a slot's call processes come from: made one ahead of need by a process that does nothing else.
+
+The forker is cloned from the monitor and clones calls that are the *monitor's* children (CLONE_PARENT).  A
+process that forks pays a copy fault for every page that it touches afterwards: the forker touches a few dozen,
+and the monitor, which never forks, none.  It sees no call's data, so no call finds another's in its memory.
+Where a bare clone is not known to be sound, the monitor forks the calls itself, with ``os.fork``.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import mmap
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from lfm.monitor import call, linux, wire
+
+ASKED = b"f"
+OOM_SCORE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What a slot's processes inherit: the call's channel, the shared page, where its output goes."""
+
+    channel: socket.socket
+    page: mmap.mmap
+    stdout: int
+    stderr: int
+    fault: int
+    private: tuple[int, ...]  # the monitor's own, closed at once
+    session: bool  # whether a slot's calls form a session (and process group) of their own
+
+
+def _prepare(ends: Ends, parent: int) -> None:
+    """Turn a fresh copy of the monitor into what calls are made of."""
+    linux.die_with_parent(parent)
+    for fd in ends.private:
+        os.close(fd)
+    if ends.session:
+        os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.dup2(ends.stdout, 1)
+    os.dup2(ends.stderr, 2)
+    faulthandler.enable(file=ends.fault)
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(OOM_SCORE))
+    except OSError:
+        pass
+
+
+class CloneForker:
+    """A forker process of its own."""
+
+    def __init__(self, ends: Ends) -> None:
+        self._ends = ends
+        self._fork_self = linux.cloner(0, signal.SIGUSR1)
+        self._socket: socket.socket | None = None
+        self.pid = 0
+
+    def ask(self) -> None:
+        """Have the next call's process made; its number appears in the shared page.  It may take a while."""
+        if self._socket is None:
+            self._start()
+        assert self._socket is not None
+        try:
+            self._socket.send(ASKED)
+        except OSError:
+            self.drop()
+            self._start()
+            self._socket.send(ASKED)
+
+    def drop(self) -> None:
+        """Forget the forker: it has been killed, or will be."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self.pid = 0
+
+    def _start(self) -> None:
+        mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        pid = self._fork_self()
+        if pid == 0:
+            mine.close()
+            _prepare(self._ends, parent)
+            _fork_for_ever(self._ends, its, linux.cloner(linux.CLONE_PARENT, 0))
+        its.close()
+        self._socket, self.pid = mine, pid
+
+
+def _fork_for_ever(ends: Ends, asked: socket.socket, clone: Callable[[], int]) -> NoReturn:
+    buffer = bytearray(wire.DATAGRAM)
+    page, parent, pack = ends.page, os.getppid(), call.PAGE_PID.pack_into
+    while True:
+        if not asked.recv(1):
+            os._exit(0)
+        pid = clone()
+        if pid == 0:
+            asked.close()
+            linux.die_with_parent(parent)
+            call.serve(ends.channel, page, buffer, reseed=True)
+        pack(page, call.PAGE_PID_AT, pid)
+
+
+class PlainForker:
+    """The monitor itself forks, with all of Python's handlers."""
+
+    pid = 0
+
+    def __init__(self, ends: Ends) -> None:
+        self._ends = ends
+
+    def ask(self) -> None:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _prepare(self._ends, parent)
+            call.serve(self._ends.channel, self._ends.page, bytearray(wire.DATAGRAM), reseed=True)
+        call.PAGE_PID.pack_into(self._ends.page, call.PAGE_PID_AT, pid)
+
+    def drop(self) -> None:
+        pass

@@ -1,0 +1,479 @@
+"""The daemon's side of one template: starts it, hands calls to its slots, hears what became of them.
+
+Never blocks, never unpickles.  ``fileno()`` is readable when ``receive()`` has something to do; ``deadline()``
+says when ``tick()`` is due.  Standard library only, so that a worker, ``lfm.monitored`` and ``lfm monitor`` run
+the very same code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lfm.monitor import capture, sandbox, template, wire
+
+WATCH_AFTER = 0.010  # seconds that a call runs before its monitor is woken to watch it
+IDLE_AFTER = 30.0  # seconds after which a slot beyond the first is let go
+KEPT = ("HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class Began(NamedTuple):
+    id: int
+
+
+class Over(NamedTuple):
+    """A call has ended, nothing of it is left.  ``lost``: its monitor or template died, for this reason."""
+
+    id: int
+    result: wire.Result | None
+    report: wire.Report | None
+    lost: str = ""
+    stdout: bytes = b""
+    stderr: bytes = b""
+    fault: bytes = b""
+    disk: int = 0
+
+
+class Near(NamedTuple):
+    id: int
+    measured: int
+    limit: int
+
+
+class Gone(NamedTuple):
+    """The template itself has ended."""
+
+    reason: str
+
+
+News = Began | Over | Near | Gone
+
+
+class Job(NamedTuple):
+    """A call as its slot holds it."""
+
+    work: wire.Work
+    limits: wire.Limits
+    fds: tuple[int, ...] = ()
+    owned: sandbox.Owned | None = None  # what is removed at its end; a command's directory is its user's
+
+
+class _Slot:
+    """One monitor, as seen from here."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.control, self.its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel, self.its_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.setblocking(False)
+        self.channel.setblocking(False)
+        self.files = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr", "fault")]
+        self.ready = False
+        self.pid = 0
+        self.job: Job | None = None
+        self.began = 0.0
+        self.watched = False
+        self.over: Over | None = None  # waits for its sandbox to be removed
+        self.idle_since = 0.0
+
+    def offer(self, to: socket.socket) -> None:
+        fds = [self.its_control.fileno(), self.its_channel.fileno(), *self.files]
+        socket.send_fds(to, [template.SLOT.pack(template.NEW, self.number)], fds)
+        self.its_control.close()
+        self.its_channel.close()
+
+    def output(self) -> tuple[bytes, bytes]:
+        """Live: what the captures hold now."""
+        found = [os.pread(fd, capture.HEAD + capture.TAIL, 0) for fd in self.files[:2]]
+        return found[0], found[1]
+
+    def close(self) -> None:
+        for end in (self.control, self.channel, self.its_control, self.its_channel):
+            end.close()
+        for fd in self.files:
+            os.close(fd)
+        self.files = []
+
+
+class Host:
+    """One template process and its slots."""
+
+    def __init__(
+        self,
+        python: Path | str,
+        runtime: Path | str,
+        preload: Sequence[str] = (),
+        *,
+        clone: bool = True,
+        session: bool = True,
+        environ: dict[str, str] | None = None,
+    ) -> None:
+        self._epoll = select.epoll()
+        self._slots: dict[int, _Slot] = {}
+        self._by_fd: dict[int, _Slot] = {}
+        self._idle: deque[_Slot] = deque()
+        self._running: dict[int, _Slot] = {}
+        self._young: deque[_Slot] = deque()  # began lately, not watched yet; oldest first
+        self._closing: set[int] = set()  # slots that were told to go
+        self._next = 1
+        self._news: list[News] = []
+        self._gone = ""
+        self._buffer = bytearray(wire.DATAGRAM)
+        self.told: dict[str, Any] = {}
+        self._log = os.memfd_create("template-log", os.MFD_CLOEXEC)
+        self._control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setblocking(False)
+        config = {
+            "runtime": str(runtime),
+            "preload": list(preload),
+            "skip": {},
+            "parent": os.getpid(),
+            "session": session,
+            "clone": clone,
+        }
+        self._process = subprocess.Popen(
+            template.command(str(python), its.fileno(), config),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            pass_fds=(its.fileno(),),
+            env=_environ(str(python)) | (environ or {}),
+            start_new_session=session,
+            cwd="/",
+        )
+        its.close()
+        self._epoll.register(self._control, select.EPOLLIN)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ended(self) -> bool:
+        """Whether the template is gone."""
+        return bool(self._gone)
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    # -- calls
+
+    def start(self, work: wire.Work, limits: wire.Limits = wire.Limits(), fds: Sequence[int] = ()) -> None:  # noqa: B008
+        """Run it as soon as a slot is there; ``Began`` and ``Over`` will tell.
+
+        ValueError if the sandbox is not an empty directory: it is removed at the call's end.  A command's
+        directory is only its working directory, and is never removed.
+        """
+        owned = None if work.command else sandbox.own(work.sandbox)
+        job = Job(work, limits, tuple(fds), owned)
+        if self._gone:
+            self._news.append(Over(work.id, None, None, self._gone))
+            return
+        slot = self._idle.popleft() if self._idle else self._new_slot()
+        if slot is not None:
+            self._dispatch(slot, job)
+
+    def kill(self, id: int) -> None:
+        slot = self._running.get(id)
+        if slot is not None:
+            self._tell(slot, wire.simple(wire.KILL, id))
+
+    def raise_memory(self, id: int, memory: int) -> None:
+        slot = self._running.get(id)
+        if slot is not None and slot.job is not None:
+            slot.job = slot.job._replace(limits=slot.job.limits._replace(memory=memory))
+            if slot.watched:
+                self._tell(slot, wire.raise_memory(id, memory))
+
+    def output(self, id: int) -> tuple[bytes, bytes] | None:
+        """What a running call has printed so far."""
+        slot = self._running.get(id)
+        return slot.output() if slot is not None else None
+
+    def _new_slot(self) -> _Slot:
+        slot = _Slot(self._next)
+        self._next += 1
+        try:
+            slot.offer(self._control)
+        except OSError:
+            pass  # the template is dying: its end will be heard, and the call be told lost
+        self._slots[slot.number] = slot
+        self._by_fd[slot.control.fileno()] = slot
+        self._epoll.register(slot.control, select.EPOLLIN)
+        return slot
+
+    def _dispatch(self, slot: _Slot, job: Job) -> None:
+        slot.job, slot.watched, slot.over = job, False, None
+        self._running[job.work.id] = slot
+        data = pickle.dumps(tuple(job.work), 4)
+        try:
+            if job.fds:
+                socket.send_fds(slot.channel, [data], job.fds)
+            else:
+                slot.channel.send(data)
+        except OSError as error:
+            self._drop(slot, f"its work could not be sent: {error.strerror}")
+            return
+        if slot.ready:
+            self._begin(slot)
+
+    def _begin(self, slot: _Slot) -> None:
+        assert slot.job is not None
+        slot.began = time.monotonic()
+        if slot.job.work.command:
+            slot.watched = True
+            self._tell(slot, wire.watch(slot.job.work.id, slot.job.limits, slot.job.work.sandbox))
+        self._young.append(slot)
+        self._news.append(Began(slot.job.work.id))
+
+    def _tell(self, slot: _Slot, data: bytes) -> None:
+        try:
+            slot.control.send(data)
+        except OSError:
+            pass  # its monitor is gone, which is heard on its own
+
+    # -- time
+
+    def deadline(self) -> float | None:
+        """When ``tick()`` is due (monotonic); None: not before something happens."""
+        if self._news:
+            return 0.0
+        while self._young and (self._young[0].job is None or self._young[0].watched):
+            self._young.popleft()
+        due = self._young[0].began + WATCH_AFTER if self._young else None
+        if len(self._idle) > 1:
+            idle = self._idle[0].idle_since + IDLE_AFTER
+            due = idle if due is None else min(due, idle)
+        return due
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        while self._young and self._young[0].began + WATCH_AFTER <= now:
+            slot = self._young.popleft()
+            if slot.job is not None and not slot.watched and slot.over is None:
+                slot.watched = True
+                job = slot.job
+                self._tell(slot, wire.watch(job.work.id, job.limits, job.work.sandbox))
+        while len(self._idle) > 1 and self._idle[0].idle_since + IDLE_AFTER <= now:
+            self._retire(self._idle.popleft())
+
+    # -- news
+
+    def receive(self) -> list[News]:
+        """What has happened since; never waits."""
+        for fd, _ in self._epoll.poll(0):
+            if fd == self._control.fileno():
+                self._hear_template()
+            elif fd in self._by_fd:
+                self._hear_slot(self._by_fd[fd])
+        news, self._news = self._news, []
+        return news
+
+    def _hear_template(self) -> None:
+        while True:
+            try:
+                data = self._control.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._template_gone()
+                return
+            if data[0] == template.READY:
+                self.told = json.loads(data[1:])
+            elif data[0] == template.GONE:
+                _, number = template.SLOT.unpack_from(data)
+                status = struct.unpack_from("<i", data, template.SLOT.size)[0]
+                slot = self._slots.get(number)
+                if slot is not None:
+                    self._drop(slot, f"its monitor died ({_how(status)})")
+
+    def _hear_slot(self, slot: _Slot) -> None:
+        while slot.files:
+            try:
+                data = slot.control.recv(4096)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:  # the template will say GONE when it has swept up
+                self._epoll.unregister(slot.control)
+                return
+            kind = data[0]
+            if kind == wire.READY:
+                slot.ready, slot.pid = True, wire.read_simple(data)[0]
+                if slot.job is not None:
+                    self._begin(slot)
+            elif kind == wire.REPORT:
+                self._over(slot, wire.read_report(data))
+            elif kind == wire.NEAR:
+                self._news.append(Near(*wire.read_near(data)))
+            elif kind == wire.CLEANED and slot.over is not None:
+                self._finish(slot, slot.over._replace(disk=wire.read_simple(data)[0]))
+
+    def _over(self, slot: _Slot, report: wire.Report) -> None:
+        job = slot.job
+        if job is None:  # an idle process ended; the monitor makes another
+            return
+        result = self._result(slot, job.work.id)
+        out, err = (
+            capture.read(file, total) if total else b""
+            for file, total in zip(slot.files, (report.stdout, report.stderr), strict=False)
+        )
+        fault = os.pread(slot.files[2], 16384, 0) if report.fault else b""
+        for file, size in zip(slot.files, (report.stdout, report.stderr, report.fault), strict=True):
+            if size:
+                os.ftruncate(file, 0)
+        over = Over(job.work.id, result, report, "", out, err, fault)
+        if report.id != job.work.id:
+            lost = "" if report.verdict else "its process died before it began"
+            self._drop(slot, lost, over)
+            return
+        if job.owned is not None:
+            try:
+                os.rmdir(job.owned.path)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                slot.over = over
+                self._tell(slot, wire.clean(job.owned))
+                return
+        self._finish(slot, over)
+
+    def _finish(self, slot: _Slot, over: Over) -> None:
+        self._running.pop(over.id, None)
+        self._news.append(over)
+        slot.job = slot.over = None
+        slot.idle_since = time.monotonic()
+        self._idle.append(slot)
+
+    def _result(self, slot: _Slot, id: int) -> wire.Result | None:
+        """What the call itself sent: the first message that is one and names it."""
+        found = None
+        while True:
+            try:
+                size = slot.channel.recv_into(self._buffer)
+            except OSError:
+                return found
+            if not size:
+                return found
+            if found is None:
+                try:
+                    told = wire.read_result(memoryview(self._buffer)[:size])
+                except ValueError:
+                    continue
+                if told.id == id:
+                    found = told
+
+    # -- ends
+
+    def _retire(self, slot: _Slot) -> None:
+        """Let a slot go; its monitor ends when its channel closes."""
+        self._forget(slot)
+
+    def _forget(self, slot: _Slot) -> None:
+        self._slots.pop(slot.number, None)
+        self._by_fd.pop(slot.control.fileno(), None)
+        if slot in self._idle:
+            self._idle.remove(slot)
+        slot.close()
+
+    def _drop(self, slot: _Slot, lost: str, over: Over | None = None) -> None:
+        """A slot is of no more use; what ran in it is over."""
+        job = slot.job
+        if job is not None:
+            started = over is not None and over.report is not None and bool(over.report.flags & wire.STARTED)
+            if over is None and slot.over is not None:
+                over = slot.over
+            if over is None:
+                over = Over(job.work.id, self._result(slot, job.work.id), None, lost, *slot.output())
+            elif lost and not started:
+                over = over._replace(lost=lost)
+            if job.owned is not None:
+                sandbox.remove(job.owned)
+            self._running.pop(job.work.id, None)
+            self._news.append(over)
+            slot.job = None
+        self._forget(slot)
+
+    def _template_gone(self) -> None:
+        if self._gone:
+            return
+        self._epoll.unregister(self._control)
+        try:
+            status = self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        log = os.pread(self._log, 8192, max(0, os.fstat(self._log).st_size - 8192)).decode("utf-8", "replace")
+        how = f"signal {-status}" if status < 0 else f"exit code {status}"
+        last = log.strip().splitlines()[-1:] or [""]
+        self._gone = f"the template interpreter ended with {how}. {last[0]}".strip()
+        for slot in list(self._slots.values()):
+            self._hear_slot(slot)
+            if slot.number in self._slots:
+                self._drop(slot, self._gone)
+        self._news.append(Gone(self._gone + ("\n" + log if log.strip() else "")))
+
+    def close(self, timeout: float = 5.0) -> None:
+        """End the template and all that runs in it; returns when they are gone."""
+        held: list[sandbox.Owned] = []
+        for slot in list(self._slots.values()):
+            if slot.job is not None and slot.job.owned is not None:
+                held.append(slot.job.owned)
+            self._forget(slot)
+        self._running.clear()
+        self._control.close()
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+        for owned in held:  # only now that nothing runs in them
+            sandbox.remove(owned)
+        self._epoll.close()
+        os.close(self._log)
+        self._gone = self._gone or "closed"
+
+
+def _environ(python: str) -> dict[str, str]:
+    """A clean environment: what is the node's stays, what is the starter's goes."""
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    path = os.pathsep.join([os.path.dirname(python), os.environ.get("PATH", os.defpath)])
+    return kept | {"PATH": path} | dict.fromkeys(_ONE_THREAD, "1")
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def install_runtime(into: Path | str) -> Path:
+    """Copy what the packed interpreter must have of us to a folder, which is returned."""
+    source = Path(__file__).resolve().parent
+    target = Path(into)
+    (target / "lfm" / "monitor").mkdir(parents=True, exist_ok=True)
+    for file in (source.parent / "__init__.py", *source.glob("*.py")):
+        to = target / file.relative_to(source.parent.parent)
+        part = to.with_name(f".{to.name}.{os.getpid()}")
+        shutil.copyfile(file, part)
+        part.replace(to)
+    return target
+
+
+if sys.platform != "linux":  # pragma: no cover
+    raise ImportError("lfm monitors calls on Linux only")

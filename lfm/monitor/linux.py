@@ -1,0 +1,137 @@
+"""What Python does not offer of Linux: prctl, signalfd, namespaces and a bare clone.  Knows nothing of calls.
+
+Everything here is called from the main thread of a single-threaded process.  ``PyDLL`` keeps the GIL held,
+so that no thread switch can happen around a clone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import signal
+import sys
+from collections.abc import Callable, Iterable
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+PR_GET_TID_ADDRESS = 40
+
+CLONE_NEWNS = 0x00020000
+CLONE_PARENT = 0x00008000
+CLONE_CHILD_CLEARTID = 0x00200000
+CLONE_CHILD_SETTID = 0x01000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+
+WALL = 0x40000000  # wait for every child, whatever signal its end sends
+MADV_COLLAPSE = 25
+
+_SYS_CLONE = 56  # x86-64, where its arguments are (flags, stack, parent tid, child tid, tls)
+_SIGSET_BYTES = 128
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+_libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
+_libc.syscall.restype = ctypes.c_long
+_libc.syscall.argtypes = (ctypes.c_long, *[ctypes.c_ulong] * 5)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def _fail(what: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def prctl(option: int, argument: int) -> None:
+    if _libc.prctl(option, argument, 0, 0, 0):
+        raise _fail("prctl")
+
+
+def become_subreaper() -> None:
+    """Orphans among our descendants become our children, not init's."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Have the kernel signal this process when its parent ends; leave at once if that is already so."""
+    prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def signalfd(signals: Iterable[int]) -> int:
+    """A non-blocking descriptor that is readable while one of the (blocked) signals is pending."""
+    mask = 0
+    for number in signals:
+        mask |= 1 << (number - 1)
+    buffer = ctypes.create_string_buffer(mask.to_bytes(_SIGSET_BYTES, sys.byteorder), _SIGSET_BYTES)
+    fd: int = _libc.signalfd(-1, buffer, os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        raise _fail("signalfd")
+    return fd
+
+
+def unshare(flags: int) -> None:
+    if _libc.unshare(flags):
+        raise _fail("unshare")
+
+
+def mount(source: str, target: str, kind: str, flags: int) -> None:
+    if _libc.mount(source.encode(), target.encode(), kind.encode(), flags, None):
+        raise _fail("mount")
+
+
+def threads() -> int:
+    """Threads of this process, also those that Python does not know of."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def can_clone() -> bool:
+    """Whether a bare clone is known to be sound here: glibc on x86-64, a GIL, an ordinary build."""
+    free_threaded = not getattr(sys, "_is_gil_enabled", lambda: True)()
+    return (
+        sys.platform == "linux"
+        and platform.machine() == "x86_64"
+        and sys.implementation.name == "cpython"
+        and not free_threaded
+        and "glibc" in os.confstr("CS_GNU_LIBC_VERSION")  # type: ignore[operator]
+        and sys.maxsize > 2**32
+    )
+
+
+def tid_address() -> int:
+    """Where glibc keeps this thread's id; the kernel must renew it in a cloned child.  0 if unknown."""
+    found = ctypes.c_ulong()
+    if _libc.prctl(PR_GET_TID_ADDRESS, ctypes.addressof(found), 0, 0, 0) == 0 and found.value:
+        return found.value
+    _libc.pthread_self.restype = ctypes.c_ulong
+    start, tid = _libc.pthread_self(), os.getpid()
+    words = (ctypes.c_int * 256).from_address(start)
+    return next((start + 4 * i for i in range(128, 256) if words[i] == tid), 0)
+
+
+def cloner(flags: int, end_signal: int) -> Callable[[], int]:
+    """A function that clones this process: the child's pid in the parent, 0 in the child.
+
+    It skips Python's and glibc's at-fork handlers: that is what makes it cheap, and why ``can_clone()``
+    and ``threads() == 1`` must hold.
+    """
+    address = tid_address()
+    if not address:
+        raise OSError("where glibc keeps the thread id is unknown")
+    number, all_flags = _SYS_CLONE, flags | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | end_signal
+    call = _libc.syscall
+
+    def clone() -> int:
+        pid: int = call(number, all_flags, 0, 0, address, 0)
+        if pid < 0:
+            raise _fail("clone")
+        return pid
+
+    return clone
+
+
+def collapse(start: int, length: int) -> bool:
+    """Ask for huge pages for a range of this process's memory now.  False where the kernel will not."""
+    return bool(_libc.madvise(start, length, MADV_COLLAPSE) == 0)

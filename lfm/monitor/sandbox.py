@@ -1,0 +1,112 @@
+"""A call's directory: only ever removed if it is the very directory that was handed over empty.
+
+Removing is done below an open descriptor whose device and inode are compared first: a path alone is not
+enough to delete anything.  Nothing outside the directory is opened, changed or deleted.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import NamedTuple
+
+
+class Owned(NamedTuple):
+    """A directory that is ours to remove, by what it is and not only by where it was."""
+
+    path: str
+    device: int
+    inode: int
+
+
+class NotEmpty(ValueError):
+    """What was given as a sandbox already holds something: it is somebody's, and stays."""
+
+
+def own(path: str) -> Owned:
+    """Take over an empty directory.  ValueError for anything that could be somebody's."""
+    if not os.path.isabs(path):
+        raise ValueError(f"a sandbox must be an absolute path: {path!r}")
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        with os.scandir(fd) as entries:
+            if next(entries, None) is not None:
+                raise NotEmpty(f"a sandbox must be empty: {path!r}")
+    finally:
+        os.close(fd)
+    return Owned(path, found.st_dev, found.st_ino)
+
+
+def remove(owned: Owned) -> int:
+    """Remove it with all that it holds, whatever its modes; how many bytes that was.  A directory that is no
+    longer the same one is left alone."""
+    fd = _open_same(owned)
+    if fd < 0:
+        return 0
+    try:
+        size = _empty(fd, owned.device)
+    finally:
+        os.close(fd)
+    try:
+        os.rmdir(owned.path)
+    except OSError:
+        pass
+    return size
+
+
+def _open_same(owned: Owned) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        seen = os.lstat(owned.path)
+        if (seen.st_dev, seen.st_ino) != (owned.device, owned.inode):
+            return -1
+        if seen.st_mode & stat.S_IRWXU != stat.S_IRWXU:
+            os.chmod(owned.path, stat.S_IRWXU)
+        fd = os.open(owned.path, flags)
+    except OSError:
+        return -1
+    seen = os.fstat(fd)
+    if (seen.st_dev, seen.st_ino) != (owned.device, owned.inode):
+        os.close(fd)
+        return -1
+    return fd
+
+
+def _empty(fd: int, device: int) -> int:
+    """Delete what a directory holds, without following links or crossing into another file system."""
+    size = 0
+    with os.scandir(fd) as entries:
+        found = list(entries)
+    for entry in found:
+        try:
+            seen = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
+            if not stat.S_ISDIR(seen.st_mode):
+                os.unlink(entry.name, dir_fd=fd)
+                size += seen.st_blocks * 512 if seen.st_nlink == 1 else 0
+                continue
+            if seen.st_dev != device:
+                continue
+            size += seen.st_blocks * 512 + _empty_below(fd, entry.name, device)
+            os.rmdir(entry.name, dir_fd=fd)
+        except OSError:
+            continue
+    return size
+
+
+def _empty_below(parent: int, name: str, device: int) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, dir_fd=parent)
+    except PermissionError:  # a directory without permissions: opened as itself, never through a link
+        handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            os.chmod(f"/proc/self/fd/{handle}", stat.S_IRWXU)
+        finally:
+            os.close(handle)
+        fd = os.open(name, flags, dir_fd=parent)
+    try:
+        os.fchmod(fd, stat.S_IRWXU)
+        return _empty(fd, device)
+    finally:
+        os.close(fd)

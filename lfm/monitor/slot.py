@@ -1,0 +1,282 @@
+"""The monitor of one slot: one call at a time is its own.  It watches, enforces, reports, and proves.
+
+It sees no call's data: the daemon writes to the call's own channel, output goes from pipe to file inside the
+kernel.  It takes the next call only once the kernel lists no process of the last one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import signal
+import socket
+import time
+from typing import NoReturn
+
+from lfm.monitor import call, linux, sandbox, wire
+from lfm.monitor.capture import Capture
+from lfm.monitor.forker import CloneForker, Ends, PlainForker
+from lfm.monitor.processes import OwnChildren, Reaped, end_tree, reap
+from lfm.monitor.watch import Breach, Watch
+
+MUTE = 0.010  # seconds between looks at the output of a call that prints without end
+SIGNALS = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM)
+
+
+class Monitor:
+    """State of one slot, and what to do when something happens to it."""
+
+    def __init__(self, control: socket.socket, channel: socket.socket, files: list[int], config: dict) -> None:  # type: ignore[type-arg]
+        linux.become_subreaper()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self.control = control
+        self.signals = linux.signalfd(SIGNALS)
+        self.page = mmap.mmap(-1, mmap.PAGESIZE)
+        self.stdout, self.stderr, self.fault = Capture(files[0]), Capture(files[1]), files[2]
+        self.children = OwnChildren()
+        self.poll = select.poll()
+        private = (control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end, files[0], files[1])
+        ends = Ends(
+            channel, self.page, self.stdout.write_end, self.stderr.write_end, self.fault, private, config["session"]
+        )
+        self.forker = CloneForker(ends) if config["clone"] else PlainForker(ends)
+        for fd in (control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end):
+            self.poll.register(fd, select.POLLIN)
+        self.watch: Watch | None = None
+        self.asked: bytes | None = None  # a request to watch that came before the call began
+        self.muted = 0.0
+        self.stray_cpu = 0.0
+        self.io = b""
+
+    # -- the loop
+
+    def run(self) -> NoReturn:
+        self.forker.ask()
+        self.control.send(wire.simple(wire.READY, os.getpid()))
+        control, signals = self.control.fileno(), self.signals
+        while True:
+            ready = self.poll.poll(self._timeout())
+            printed = False
+            for fd, _ in ready:
+                if fd == control:
+                    self._hear()
+                elif fd != signals:
+                    printed = True
+            if printed:
+                self._pump()
+            for fd, _ in ready:
+                if fd == signals:
+                    self._signalled()
+            self._tick()
+
+    def _timeout(self) -> float | None:
+        due = min(self.watch.due() if self.watch else 1e18, self.muted or 1e18)
+        return None if due == 1e18 else max(0.0, due - time.monotonic()) * 1000
+
+    def _tick(self) -> None:
+        if not (self.watch or self.muted):
+            return
+        now = time.monotonic()
+        if self.muted and now >= self.muted:
+            self.muted = 0.0
+            for stream in (self.stdout, self.stderr):
+                self.poll.modify(stream.read_end, select.POLLIN)
+        if self.watch and now >= self.watch.due():
+            breach = self.watch.look(now, self._strays())
+            if breach:
+                self._enforce(breach)
+            else:
+                self._tell_near()
+
+    # -- what the daemon says
+
+    def _hear(self) -> None:
+        data = self.control.recv(8192)
+        if not data:
+            self._leave()
+        kind = data[0]
+        if kind == wire.WATCH:
+            self._start_watch(data)
+        elif kind == wire.RAISE:
+            id, memory = wire.read_raise(data)
+            if self.watch and id == self._running():
+                self.watch.limits = self.watch.limits._replace(memory=memory)
+                self.watch.next_look = 0.0
+        elif kind == wire.KILL:
+            id, _ = wire.read_simple(data)
+            running = self._running()
+            if running in (0, id):
+                now = time.monotonic()
+                self._enforce(Breach("killed", 0.0, 0.0, now - call.PAGE.unpack_from(self.page)[1] if running else 0.0))
+        elif kind == wire.CLEAN:
+            self.control.send(wire.simple(wire.CLEANED, sandbox.remove(wire.read_clean(data))))
+
+    def _start_watch(self, data: bytes) -> None:
+        id, limits, folder = wire.read_watch(data)
+        mark, started, _, base, pid = call.PAGE.unpack_from(self.page)
+        if mark == id:
+            self.watch = Watch(pid, started, base, limits, folder)
+        elif mark == 0:
+            self.watch = Watch(pid, time.monotonic(), base, limits, folder)
+
+    def _running(self) -> int:
+        return int(call.PAGE_START.unpack_from(self.page)[0])
+
+    def _tell_near(self) -> None:
+        watch = self.watch
+        if watch and watch.limits.grow and watch.near_told != watch.limits.memory and watch.near_memory():
+            watch.near_told = watch.limits.memory
+            self.control.send(wire.near(self._running(), watch.peaks.memory_low, watch.limits.memory))
+
+    # -- output
+
+    def _pump(self) -> None:
+        more = [stream.pump() for stream in (self.stdout, self.stderr)]
+        if not any(more):
+            self.muted = time.monotonic() + MUTE
+            for stream in (self.stdout, self.stderr):
+                self.poll.modify(stream.read_end, 0)
+
+    # -- how it ends
+
+    def _strays(self) -> list[int]:
+        """Processes of the call that lost their parent and became ours."""
+        pid = self._pid()
+        return [child for child in self.children.pids() if child not in (pid, self.forker.pid)]
+
+    def _pid(self) -> int:
+        return int(call.PAGE_PID.unpack_from(self.page, call.PAGE_PID_AT)[0])
+
+    def _signalled(self) -> None:
+        try:
+            pending = os.read(self.signals, 128 * 8)
+        except BlockingIOError:
+            return
+        if any(pending[at] == signal.SIGTERM for at in range(0, len(pending), 128)):
+            self._leave()
+        if pid := self._pid():
+            self.io = _read_io(pid)
+        self._after(reap())
+
+    def _after(self, ended: list[Reaped], breach: Breach | None = None) -> None:
+        """Sort out who ended: the call (report), the forker (replace), an orphan of the call (count)."""
+        over: Reaped | None = None
+        for one in ended:
+            if one.pid == self.forker.pid:
+                self.forker.drop()
+                if self._running() == 0:  # nobody knows whether it has made the next process
+                    end_tree(self.children, ())
+                    over = Reaped(0, 0, 0.0, 0)
+            elif one.pid == self._await_pid():
+                over = one
+            else:
+                self.stray_cpu += one.cpu
+        if over is not None:
+            self._finish(over, breach)
+
+    def _await_pid(self) -> int:
+        """The call's process; the forker may not have come to write it down yet."""
+        end = time.monotonic() + 5
+        while not (pid := self._pid()) and self.forker.pid and time.monotonic() < end:
+            os.sched_yield()
+        return pid
+
+    def _enforce(self, breach: Breach) -> None:
+        pid = self._await_pid()
+        if pid:
+            self.io = _read_io(pid)
+        ended = end_tree(self.children, (self.forker.pid,) if self.forker.pid else ())
+        if not any(one.pid == pid for one in ended):
+            ended.append(Reaped(pid, 0, 0.0, 0))
+        self._after(ended, breach)
+
+    def _finish(self, over: Reaped, breach: Breach | None) -> None:
+        id, started, base_cpu, _, _ = call.PAGE.unpack_from(self.page)
+        now = time.monotonic()
+        flags = wire.STARTED if id else 0
+        if self.children.raw() != self._nobody():
+            for one in end_tree(self.children, (self.forker.pid,) if self.forker.pid else ()):
+                flags |= wire.STRAY
+                if one.pid == self.forker.pid:
+                    self.forker.drop()
+                self.stray_cpu += one.cpu
+        for stream in (self.stdout, self.stderr):
+            while stream.pump():
+                pass
+        self.control.send(wire.report(self._report(id, over, flags, breach, started, base_cpu, now)))
+        self._reset(clean=not flags & wire.STRAY and over.status == 0)
+        self.forker.ask()
+
+    def _nobody(self) -> bytes:
+        return b"%d " % self.forker.pid if self.forker.pid else b""
+
+    def _report(
+        self, id: int, over: Reaped, flags: int, breach: Breach | None, started: float, base_cpu: float, now: float
+    ) -> wire.Report:
+        peaks = self.watch.peaks if self.watch else None
+        read, written = _parse_io(self.io)
+        return wire.Report(
+            id=id,
+            status=over.status,
+            verdict=wire.VERDICTS.index(breach.resource) if breach else 0,
+            flags=flags,
+            limit=breach.limit if breach else 0.0,
+            measured=breach.measured if breach else 0.0,
+            at_s=breach.at_s if breach else 0.0,
+            wall_s=now - started if id else 0.0,
+            cpu_s=max(0.0, over.cpu - base_cpu) + self.stray_cpu,
+            cores_peak=peaks.cores if peaks else 0.0,
+            memory_low=peaks.memory_low if peaks else 0,
+            memory_high=peaks.memory_high if peaks else 0,
+            disk=peaks.disk if peaks else 0,
+            read=read,
+            written=written,
+            gpu_memory=0,
+            peak_rss=over.peak_rss,
+            processes=peaks.processes if peaks else 1,
+            threads=peaks.threads if peaks else 1,
+            stdout=self.stdout.total,
+            stderr=self.stderr.total,
+            fault=os.fstat(self.fault).st_size if over.status else 0,
+            memory_by=1 if peaks else 0,
+        )
+
+    def _reset(self, clean: bool) -> None:
+        if self.watch:
+            self.watch.close()
+            self.watch = None
+        self.stdout.restart()
+        self.stderr.restart()
+        self.stray_cpu, self.io = 0.0, b""
+        self.page[: call.PAGE.size] = bytes(call.PAGE.size)
+        if not clean and self.forker.pid:
+            # a call that ended badly shared a process group with the forker: take no chance on its state
+            pid = self.forker.pid
+            self.forker.drop()
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, linux.WALL)
+
+    def _leave(self) -> NoReturn:
+        """The daemon or the template is gone: take everything along."""
+        self.forker.drop()
+        end_tree(self.children, ())
+        os._exit(0)
+
+
+def _read_io(pid: int) -> bytes:
+    try:
+        fd = os.open(f"/proc/{pid}/io", os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, 512)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _parse_io(text: bytes) -> tuple[int, int]:
+    words = text.split()
+    return (int(words[1]), int(words[3])) if len(words) > 3 else (0, 0)

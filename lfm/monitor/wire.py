@@ -1,0 +1,186 @@
+"""What daemon, template, monitor and call say to each other: fixed structs and raw bytes.
+
+One datagram each.  The daemon only ever reads numbers, texts and opaque bytes; nothing that comes from a
+call is unpickled by anyone but the client.  Pickle goes one way only: from the daemon to the call.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import NamedTuple
+
+from lfm.monitor.sandbox import Owned
+
+DATAGRAM = 200 * 1024  # bytes; the largest message, below the kernel's default socket buffer
+INLINE_LIMIT = 64 * 1024  # bytes; what is larger goes through a file
+TEXT_LIMIT = 16 * 1024  # characters of an exception's text; a traceback may have twice that
+
+# daemon -> monitor
+WATCH, RAISE, KILL, CLEAN = 1, 2, 3, 4
+# monitor -> daemon
+READY, REPORT, NEAR, CLEANED, FAILED = 11, 12, 13, 14, 15
+# call -> daemon
+RETURNED, RAISED, BROKEN = 21, 22, 23
+
+VERDICTS = ("", "memory", "disk", "wall_time", "processes", "killed")
+STARTED, STRAY, OUT_OF_MEMORY = 1, 2, 4  # flags of a report
+MEMORY_BY = ("none", "poll", "cgroup", "self")
+
+_HEAD = struct.Struct("<BQ")
+_WATCH = struct.Struct("<BQqqdqB")
+_CLEAN = struct.Struct("<BQQ")
+_RAISE = struct.Struct("<BQq")
+_NEAR = struct.Struct("<BQqq")
+_REPORT = struct.Struct("<BQiBB6d7q2I2QIB")
+_RESULT = struct.Struct("<BQdqqqQ6I")
+
+
+class Limits(NamedTuple):
+    """Bytes, seconds and a number; 0: none."""
+
+    memory: int = 0
+    disk: int = 0
+    wall_time: float = 0.0
+    processes: int = 0
+    grow: bool = False  # tell the daemon when memory is nearly used up
+
+
+class Work(NamedTuple):
+    """All that a call's process needs to know of its call; travels as a plain tuple."""
+
+    id: int
+    code: str
+    arguments: bytes | str  # a payload, or the file it lies in
+    result: str
+    sandbox: str  # handed over empty, removed at the end; a command has none
+    overlay: str | None = None
+    paths: tuple[str, ...] = ()  # added to the end of sys.path
+    environ: dict[str, str] = {}  # noqa: RUF012 (nobody writes to it)
+    cpus: tuple[int, ...] | None = None
+    threads: int = 1
+    chunk: bool = False
+    blobs: dict[str, str] = {}  # noqa: RUF012
+    directory: str = ""  # of a command: its user's, where nothing is ever removed
+    command: tuple[str, ...] = ()  # run this instead of a function, with the descriptors that came along
+
+
+class Result(NamedTuple):
+    """What a call says of itself as its last act."""
+
+    kind: int  # RETURNED, RAISED, BROKEN
+    id: int
+    wall_s: float
+    memory_low: int
+    memory_high: int
+    children: int  # the largest peak of a process that it waited for; 0: it had none
+    size: int  # of the payload in the file, 0: it is in ``data``
+    texts: tuple[str, str, str, str, str]  # RAISED: type, text, traceback, stage, digest; BROKEN: module, file, line, reason
+    data: bytes
+
+
+class Report(NamedTuple):
+    """What a monitor says of a call that is over, with nothing of it left."""
+
+    id: int
+    status: int  # as wait gives it
+    verdict: int
+    flags: int
+    limit: float
+    measured: float
+    at_s: float
+    wall_s: float
+    cpu_s: float
+    cores_peak: float
+    memory_low: int
+    memory_high: int
+    disk: int
+    read: int
+    written: int
+    gpu_memory: int
+    peak_rss: int  # of the largest process that was waited for, by rusage: too large after an exec
+    processes: int
+    threads: int
+    stdout: int  # bytes written, of which the capture may hold fewer
+    stderr: int
+    fault: int
+    memory_by: int
+
+
+def watch(id: int, limits: Limits, sandbox: str) -> bytes:
+    head = _WATCH.pack(
+        WATCH, id, limits.memory, limits.disk, limits.wall_time, limits.processes, limits.grow
+    )
+    return head + sandbox.encode("utf-8", "surrogateescape")
+
+
+def read_watch(data: bytes) -> tuple[int, Limits, str]:
+    _, id, memory, disk, wall_time, processes, grow = _WATCH.unpack_from(data)
+    limits = Limits(memory, disk, wall_time, processes, bool(grow))
+    return id, limits, data[_WATCH.size :].decode("utf-8", "surrogateescape")
+
+
+def clean(owned: Owned) -> bytes:
+    return _CLEAN.pack(CLEAN, owned.device, owned.inode) + os.fsencode(owned.path)
+
+
+def read_clean(data: bytes) -> Owned:
+    _, device, inode = _CLEAN.unpack_from(data)
+    return Owned(os.fsdecode(data[_CLEAN.size :]), device, inode)
+
+
+def raise_memory(id: int, memory: int) -> bytes:
+    return _RAISE.pack(RAISE, id, memory)
+
+
+def read_raise(data: bytes) -> tuple[int, int]:
+    return _RAISE.unpack(data)[1:]
+
+
+def simple(kind: int, id: int = 0, rest: bytes = b"") -> bytes:
+    return _HEAD.pack(kind, id) + rest
+
+
+def read_simple(data: bytes) -> tuple[int, bytes]:
+    return _HEAD.unpack_from(data)[1], data[_HEAD.size :]
+
+
+def near(id: int, measured: int, limit: int) -> bytes:
+    return _NEAR.pack(NEAR, id, measured, limit)
+
+
+def read_near(data: bytes) -> tuple[int, int, int]:
+    return _NEAR.unpack(data)[1:]
+
+
+def report(values: Report) -> bytes:
+    return _REPORT.pack(REPORT, *values)
+
+
+def read_report(data: bytes) -> Report:
+    return Report(*_REPORT.unpack(data)[1:])
+
+
+def result(values: Result) -> bytes:
+    pieces = [text.encode("utf-8", "surrogatepass") for text in values.texts]
+    head = _RESULT.pack(*values[:7], *map(len, pieces), len(values.data))
+    return b"".join((head, *pieces, values.data))
+
+
+def read_result(data: memoryview | bytes) -> Result:
+    """ValueError for what is none: anything may come from a call."""
+    try:
+        fixed = _RESULT.unpack_from(data)
+    except struct.error:
+        raise ValueError("not a result") from None
+    texts: list[str] = []
+    at = _RESULT.size
+    *lengths, size = fixed[7:]
+    for length in lengths:
+        texts.append(bytes(data[at : at + length]).decode("utf-8", "replace"))
+        at += length
+    if at + size != len(data) or fixed[0] not in (RETURNED, RAISED, BROKEN):
+        raise ValueError("not a result")
+    kind, id, wall_s, low, high, children, in_file = fixed[:7]
+    a, b, c, d, e = texts
+    return Result(kind, id, wall_s, low, high, children, in_file, (a, b, c, d, e), bytes(data[at:]))

@@ -1,0 +1,111 @@
+"""A template as the worker's loop sees it: calls in, reports out, never a wait.
+
+All that matters is done by ``lfm.monitor``, which knows neither outcomes nor workers; this translates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lfm.ending import outcome_of, usage_of
+from lfm.monitor import host, wire
+from lfm.monitor.host import install_runtime as install_runtime
+from lfm_worker.templates.calls import Call, Ended, NearLimit, Report, Started, TemplateLost
+
+
+class Template:
+    """One warm interpreter and the monitors of its calls.  Register ``fileno()`` with the poller (POLLIN); after
+    any wake call ``receive()``, and ``tick()`` when ``deadline()`` has come."""
+
+    def __init__(
+        self,
+        python: Path,
+        *,
+        runtime: Path,
+        preload: Sequence[str] = (),
+        slots: int = 1,
+        environ: dict[str, str] | None = None,
+    ) -> None:
+        """``python``: the packed interpreter; ``runtime``: what ``install_runtime`` returned; ``slots``: calls at
+        a time that it should be ready for (more are possible)."""
+        self._host = host.Host(python, runtime, preload, environ=environ)
+        self._spilled: dict[int, Path] = {}
+
+    @property
+    def pid(self) -> int:
+        return self._host.pid
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the template said of itself when it was ready: how it forks, what it could not preload and why."""
+        return self._host.told
+
+    def fileno(self) -> int:
+        return self._host.fileno()
+
+    def start(self, call: Call) -> None:
+        """Run it now; Started and Ended will tell.  ValueError if the sandbox is not an empty directory."""
+        arguments: bytes | str = call.arguments if isinstance(call.arguments, bytes) else str(call.arguments)
+        if isinstance(arguments, bytes) and len(arguments) > wire.INLINE_LIMIT:
+            spilled = self._spilled[call.id] = call.result.with_name(call.result.name + ".arguments")
+            spilled.write_bytes(arguments)
+            arguments = str(spilled)
+        work = wire.Work(
+            id=call.id,
+            code=str(call.code),
+            arguments=arguments,
+            result=str(call.result),
+            sandbox=str(call.sandbox),
+            overlay=str(call.overlay) if call.overlay else None,
+            environ=call.environ,
+            cpus=call.cpus,
+            threads=call.threads,
+            chunk=bool(call.chunk),
+            blobs=call.blobs,
+        )
+        limits = wire.Limits(
+            call.memory or 0, call.disk or 0, call.wall_time or 0.0, call.processes or 0, call.grow
+        )
+        self._host.start(work, limits)
+
+    def kill(self, id: int) -> None:
+        self._host.kill(id)
+
+    def raise_limit(self, id: int, *, memory: int) -> None:
+        self._host.raise_memory(id, memory)
+
+    def output(self, id: int) -> tuple[bytes, bytes] | None:
+        """What a running call has printed so far: (stdout, stderr), bounded."""
+        return self._host.output(id)
+
+    def deadline(self) -> float | None:
+        """When ``tick()`` is due (monotonic clock); None: not before something happens."""
+        return self._host.deadline()
+
+    def tick(self) -> None:
+        self._host.tick()
+
+    def receive(self) -> list[Report]:
+        return [self._translate(news) for news in self._host.receive()]
+
+    def close(self) -> None:
+        """End it and all that runs in it."""
+        self._host.close()
+        for path in self._spilled.values():
+            path.unlink(missing_ok=True)
+        self._spilled.clear()
+
+    def _translate(self, news: host.News) -> Report:
+        match news:
+            case host.Began(id):
+                return Started(id)
+            case host.Near(id, measured, limit):
+                return NearLimit(id, "memory", measured, limit)
+            case host.Gone(reason):
+                return TemplateLost(reason)
+            case host.Over(id=id, stdout=out, stderr=err):
+                if id in self._spilled:
+                    self._spilled.pop(id).unlink(missing_ok=True)
+                return Ended(id, outcome_of(news), usage_of(news), out, err)
