@@ -38,8 +38,9 @@ class Running:
 
     task: TaskId
     attempt: int
-    allocation: Resources | None = None  # what it holds of the node
+    allocation: Resources | None = None  # what it holds of the node, grown limits included
     gpu_devices: tuple[str, ...] = ()
+    started: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +259,7 @@ class Run:
     processes: int | None = None
     chunk: int = 0
     blobs: tuple[Blob, ...] = ()
+    growth: int = 0  # bytes to which the worker may raise its memory in place; 0: it may not, a user set it
 
 
 @dataclass(frozen=True, slots=True)
