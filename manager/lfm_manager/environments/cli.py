@@ -1,0 +1,414 @@
+"""``lfm env``: look at what functions need, build it, and look after what was built.
+
+The environments are this user's, on this machine; no manager is asked.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lfm.cli.common import duration, fail, json_option, print_json, print_table, size
+
+if TYPE_CHECKING:
+    from lfm.function.plan import Plan
+    from lfm_manager.environments.store import Built, Store
+
+ID = 12  # characters of a key that people see
+_FUNCTION = "FILE:FUNCTION"
+
+
+@click.group()
+def env() -> None:
+    """Resolve, pack and look at environments."""
+
+
+# ---------------------------------------------------------------- from a function
+
+
+def _choices(command: Any) -> Any:
+    command = click.option(
+        "--exclude", "-x", multiple=True, metavar="NAME", help="Leave this module or distribution behind."
+    )(command)
+    return click.option(
+        "--imports", "-i", multiple=True, metavar="NAME", help="Take this module or distribution along too."
+    )(command)
+
+
+@env.command()
+@click.argument("function", metavar=_FUNCTION)
+@_choices
+@json_option
+def resolve(function: str, imports: tuple[str, ...], exclude: tuple[str, ...], as_json: bool) -> None:
+    """Say what FUNCTION needs, and why; build nothing.
+
+    FILE is imported as a module, by this Python and in this environment, so what it does on import is done.
+    FUNCTION itself is not called.
+    """
+    packed = _packed(function, imports, exclude)
+    built = _store().find(packed.plan.key)
+    body = _resolved(packed) | {"built": built is not None}
+    if as_json:
+        print_json({"schema": "lfm.env.resolve/1"} | body)
+        return
+    _print_distributions(body["distributions"])
+    for name in body["overlay"]:
+        click.echo(f"own file: {name}")
+    _print_warnings(packed.warnings)
+    count, whole = len(body["distributions"]), packed.plan.whole.get("distributions", 0)
+    of_whole = f" of {whole} installed" if whole else ""
+    state = "packed" if built else "not packed yet"
+    click.echo(f"{count} distributions{of_whole}; environment {packed.plan.key[:ID]}, {state}")
+
+
+@env.command()
+@click.argument("function", metavar=_FUNCTION)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Put a copy of the tarball here."
+)
+@_choices
+@json_option
+def pack(
+    function: str, output: Path | None, imports: tuple[str, ...], exclude: tuple[str, ...], as_json: bool
+) -> None:
+    """Build and pack what FUNCTION needs, as a submit would.
+
+    FILE is imported as a module, by this Python and in this environment; FUNCTION is not called.
+    """
+    packed = _packed(function, imports, exclude)
+    _print_warnings(packed.warnings)
+    built = _build(packed.plan)
+    if output is not None:
+        _copy(built.path, output)
+    if as_json:
+        overlay = _overlay_names(packed.overlay)
+        print_json({"schema": "lfm.env.pack/1"} | _shown(built) | {"overlay": overlay, "output": str(output or built.path)})
+        return
+    _print_summary(built)
+    click.echo(str(output or built.path))
+
+
+def _packed(function: str, imports: tuple[str, ...], exclude: tuple[str, ...]) -> Any:
+    from lfm.errors import LfmError
+    from lfm.function import Packer
+
+    target = load(function)
+    try:
+        return Packer().pack(target, imports=imports, exclude=exclude)
+    except LfmError as error:
+        fail(str(error), getattr(error, "hint", ""))
+
+
+def load(function: str) -> Any:
+    """The function that FILE:FUNCTION names; the file becomes a module of its own name."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    file, colon, name = function.rpartition(":")
+    path = Path(file)
+    if not colon or not name:
+        raise click.UsageError(f"{function!r} is not FILE:FUNCTION, such as model.py:fit")
+    if not path.is_file():
+        fail(f"no file {file}")
+    spec = spec_from_file_location(path.stem, path.absolute())
+    if spec is None or spec.loader is None:
+        fail(f"{file} is not a Python file")
+    module = module_from_spec(spec)
+    sys.path.insert(0, str(path.absolute().parent))  # as if it were run
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        fail(
+            f"{file} cannot be imported: {type(error).__name__}: {error}",
+            "put what only a script should do below if __name__ == '__main__'",
+        )
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+        if found is None:
+            fail(f"{file} has no {name}")
+    if not callable(found):
+        fail(f"{name} in {file} is not a function")
+    return found
+
+
+def _build(plan: Plan) -> Built:
+    from lfm_manager.environments.child import build
+    from lfm_manager.environments.problems import BuildFailed
+
+    try:
+        with _Bar() as bar:
+            return build(plan, _store(), bar.report)
+    except BuildFailed as error:
+        fail(error.reason, error.hint)
+
+
+class _Bar:
+    """A progress bar per stage on stderr, where that is a terminal."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from lfm.cli.common import console
+
+        self._progress = Progress(
+            TextColumn("{task.description:<8}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn(),
+            console=console(stderr=True), disable=not sys.stderr.isatty(), transient=True,
+        )  # fmt: skip
+        self._stages: dict[str, Any] = {}
+
+    def report(self, stage: str, done: int, total: int, text: str) -> None:
+        if stage not in self._stages:
+            self._stages[stage] = self._progress.add_task(stage, total=total or None, text=text)
+        self._progress.update(self._stages[stage], completed=done, total=total or None, text=text)
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+# ---------------------------------------------------------------- what was built
+
+
+@env.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """The environments packed on this machine, the last used first."""
+    all_built = _store().all()
+    if as_json:
+        print_json({"schema": "lfm.env.list/1", "environments": [_summary(built) for built in all_built]})
+        return
+    print_table(
+        ["id", "python", ">packages", ">tarball", ">unpacked", ">built in", "holds"],
+        [
+            [
+                b.key[:ID],
+                b.python,
+                len(b.distributions),
+                size(b.bytes),
+                size(b.unpacked_bytes),
+                duration(b.built_s),
+                _holds(b),
+            ]
+            for b in all_built
+        ],
+    )
+
+
+@env.command()
+@click.argument("environment", metavar="ID")
+@json_option
+def show(environment: str, as_json: bool) -> None:
+    """What an environment holds, and why.  ID is the beginning of its id or digest."""
+    built = _one(environment)
+    if as_json:
+        print_json({"schema": "lfm.env.show/1"} | _shown(built))
+        return
+    _print_summary(built)
+    _print_distributions(list(built.distributions))
+    _print_warnings(built.warnings)
+
+
+@env.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@json_option
+def diff(first: str, second: str, as_json: bool) -> None:
+    """How two environments differ."""
+    a, b = _one(first), _one(second)
+    changes = differences(a, b)
+    if as_json:
+        both = {"a": a.key, "b": b.key, "bytes": [a.bytes, b.bytes], "python": [a.python, b.python]}
+        print_json({"schema": "lfm.env.diff/1"} | both | {"distributions": changes})
+        return
+    if a.python != b.python:
+        click.echo(f"python {a.python} -> {b.python}")
+    rows = [[c["name"], c["a"] or "-", c["b"] or "-"] for c in changes]
+    print_table(["distribution", a.key[:ID], b.key[:ID]], rows)
+    click.echo(f"tarball {size(a.bytes)} -> {size(b.bytes)}")
+
+
+@env.command()
+@click.argument("environment", metavar="ID")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to.  [default: stdout, for text]"
+)
+@click.option(
+    "--format", "kind", type=click.Choice(["tarball", "requirements", "conda"]),
+    help="The tarball itself, a requirements list, or an environment.yml.  [default: by the output's name]",
+)  # fmt: skip
+def export(environment: str, output: Path | None, kind: str | None) -> None:
+    """Write an environment down for use elsewhere: its tarball, or its exact versions as text."""
+    built = _one(environment)
+    kind = kind or _kind_of(output)
+    if kind == "tarball":
+        if output is None:
+            fail("a tarball is not for a terminal", "say where with -o FILE")
+        _copy(built.path, output)
+        return
+    text = requirements(built) if kind == "requirements" else environment_yml(built)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text)
+    except OSError as error:
+        fail(f"cannot write {output}: {error.strerror}")
+
+
+@env.command()
+@click.option("--keep", default="20GB", metavar="SIZE", show_default=True, help="How much of each cache may stay.")
+@click.option("--all", "everything", is_flag=True, help="Empty both caches.")
+@json_option
+def gc(keep: str, everything: bool, as_json: bool) -> None:
+    """Remove what was used longest ago: packed environments, and the packages they were made of.
+
+    Nothing that is being built goes.  What is needed again is built again.
+    """
+    from lfm.protocol.resources import parse_size
+    from lfm_manager.environments.packages import Packages
+    from lfm_manager.environments.places import packages_root
+
+    try:
+        bound = 0 if everything else parse_size(keep)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    removed = _store().gc(bound)
+    packages, freed = Packages(packages_root()).gc(bound)
+    freed += sum(built.bytes for built in removed)
+    if as_json:
+        keys = [built.key for built in removed]
+        print_json({"schema": "lfm.env.gc/1", "environments": keys, "packages": packages, "bytes": freed})
+        return
+    click.echo(f"removed {len(removed)} environments and {packages} packages: {size(freed)}")
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def differences(a: Built, b: Built) -> list[dict[str, str | None]]:
+    """The distributions in which two environments differ: their versions in each, None where there is none."""
+    before = {d["name"]: d["version"] for d in a.distributions}
+    after = {d["name"]: d["version"] for d in b.distributions}
+    return [
+        {"name": name, "a": before.get(name), "b": after.get(name)}
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+
+
+def requirements(built: Built) -> str:
+    """A requirements list that pins what it holds."""
+    pins = [f"{d['name']}=={d['version']}" for d in built.distributions if d["name"] != "python"]
+    return "".join(f"{line}\n" for line in [f"# environment {built.key[:ID]}, Python {built.python}", *pins])
+
+
+def environment_yml(built: Built) -> str:
+    """conda's format; what came from an index of wheels stays with pip."""
+    lines = [f"name: lfm-{built.key[:ID]}", "dependencies:", f"  - python={built.python}"]
+    pins = [d for d in built.distributions if d["name"] != "python"]
+    if built.kind == "conda":
+        lines += [f"  - {d['name']}={d['version']}" for d in pins]
+    elif pins:
+        lines += ["  - pip", "  - pip:", *[f"      - {d['name']}=={d['version']}" for d in pins]]
+    return "\n".join(lines) + "\n"
+
+
+def _kind_of(output: Path | None) -> str:
+    name = output.name if output else ""
+    if name.endswith((".yml", ".yaml")):
+        return "conda"
+    return "tarball" if ".tar" in name else "requirements"
+
+
+def _shown(built: Built) -> dict[str, Any]:
+    return _summary(built) | {
+        "distributions": list(built.distributions), "overlay": [], "whole": built.whole, "path": str(built.path),
+        "libc": built.libc, "machine": built.machine, "files": built.files, "warnings": list(built.warnings),
+    }  # fmt: skip
+
+
+def _summary(built: Built) -> dict[str, Any]:
+    return {
+        "id": built.key, "digest": built.digest, "bytes": built.bytes, "python": built.python, "kind": built.kind,
+        "packages": len(built.distributions), "unpacked_bytes": built.unpacked_bytes, "built_s": built.built_s,
+        "built": built.built,
+    }  # fmt: skip
+
+
+def _resolved(packed: Any) -> dict[str, Any]:
+    plan = packed.plan
+    return {
+        "id": plan.key, "kind": plan.kind, "python": plan.interpreter.version if plan.interpreter else None,
+        "distributions": [{"name": d.name, "version": d.version, "why": d.why} for d in plan.distributions],
+        "overlay": _overlay_names(packed.overlay), "warnings": list(packed.warnings), "whole": plan.whole,
+    }  # fmt: skip
+
+
+def _overlay_names(overlay: bytes | None) -> list[str]:
+    """The user's own files in an overlay's tar."""
+    import io
+    import tarfile
+
+    if not overlay:
+        return []
+    with tarfile.open(fileobj=io.BytesIO(overlay)) as tar:
+        return sorted(m.name.removeprefix("src/") for m in tar if m.isfile() and m.name.startswith("src/"))
+
+
+def _print_summary(built: Built) -> None:
+    saved = ""
+    if whole := built.whole.get("bytes"):
+        times = whole / max(1, built.unpacked_bytes)
+        saved = f"; everything installed is {size(whole)}, {times:.1f} times as much"
+    click.echo(f"environment {built.key}")
+    click.echo(f"python {built.python}, {built.machine}, {built.libc}; packed in {duration(built.built_s)}")
+    click.echo(f"{size(built.bytes)} packed, {size(built.unpacked_bytes)} unpacked in {built.files} files{saved}")
+
+
+def _print_distributions(distributions: list[dict[str, str]]) -> None:
+    if distributions:
+        rows = [[d["name"], d["version"], d["why"]] for d in distributions]
+        print_table(["distribution", "version", "why"], rows)
+
+
+def _print_warnings(warnings: tuple[str, ...]) -> None:
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _holds(built: Built) -> str:
+    asked = [d["name"] for d in built.distributions if not d["why"].startswith("required by")]
+    names = (asked or [d["name"] for d in built.distributions])[:4]
+    rest = len(built.distributions) - len(names)
+    return (", ".join(names) or "the standard library") + (f" (+{rest})" if rest else "")
+
+
+def _one(start: str) -> Built:
+    found = _store().resolve(start)
+    if not found:
+        fail(f"no environment {start} on this machine", "lfm env list shows what there is")
+    if len({built.key for built in found}) > 1:
+        fail(f"{start} could be any of {', '.join(b.key[:ID] for b in found[:5])}", "give more of it")
+    return found[0]
+
+
+def _copy(source: Path, output: Path) -> None:
+    import shutil
+
+    try:
+        shutil.copyfile(source, output)
+    except OSError as error:
+        fail(f"cannot write {output}: {error.strerror}")
+
+
+def _store() -> Store:
+    from lfm_manager.environments.store import Store
+
+    return Store()
