@@ -1,0 +1,416 @@
+"""What a function needs in order to run: the installed modules it imports, the user's own modules it lives in.
+
+Follows names: from a function's bytecode into the user's own modules, definition by definition, so that a module
+with two functions gives each its own needs.  Stops at installed modules: their distribution comes whole.  Never
+runs the function, and imports nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import os
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import FunctionType, ModuleType
+from typing import Any
+
+from lfm.errors import AnalysisError
+from lfm.function import inside, partners
+from lfm.function.code import Chain, Import, Source, Target, Unit, read_function, read_module
+from lfm.function.installed import Installation
+from lfm.function.modules import Kind, Module, Modules
+
+_MARKS = frozenset({"property", "staticmethod", "classmethod"})  # decorators that call nothing
+
+
+@dataclass(slots=True)
+class Analysis:
+    """What was found; insertion order is the order of finding."""
+
+    needs: dict[str, str] = field(default_factory=dict)  # installed module -> why
+    preload: dict[str, None] = field(default_factory=dict)  # of these, what the code itself will import
+    local: dict[str, Module] = field(default_factory=dict)  # the user's own modules that will be imported
+    editables: dict[str, Installation] = field(default_factory=dict)  # whose modules are among these
+    requiring: dict[str, str] = field(default_factory=dict)  # editables whose declared requirements are needed -> why
+    distributions: dict[str, str] = field(default_factory=dict)  # needed by name, not by import -> why
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Whose code is being read."""
+
+    who: str  # "fit", "model.fit", "model"
+    file: str
+    package: str  # for relative imports
+    module: str = ""  # of code read from a file; "" for a live function
+    names: dict[str, Any] | None = None  # the globals of a live function
+    top: bool = False  # the code that importing the module runs
+
+    def at(self, line: int) -> str:
+        return f"{self.who} ({os.path.basename(self.file)}:{line})"
+
+
+class Walk:
+    """One analysis.  Feed it functions, references and wishes, then ``finish``."""
+
+    def __init__(self, modules: Modules, exclude: Collection[str] = ()) -> None:
+        self.modules = modules
+        self.exclude = tuple(exclude)
+        self.found = Analysis()
+        self.words: set[str] = set()
+        self.constants: set[str] = set()
+        self.entered: set[str] = set()
+        self.reached: set[tuple[str, str]] = set()
+        self.queue: deque[tuple[Unit, _Place]] = deque()
+
+    # ------------------------------------------------------------ what to look at
+
+    def function(self, function: FunctionType) -> None:
+        """A function that travels by value: its code and globals are as they are now."""
+        names = function.__globals__
+        package = names.get("__package__")
+        if package is None:
+            package = str(names.get("__name__", "")).rpartition(".")[0]
+        place = _Place(function.__qualname__, function.__code__.co_filename, package, names=names)
+        self.queue.append((read_function(function.__code__), place))
+        self.drain()
+
+    def reference(self, module: str, name: str, who: str) -> None:
+        """An object that travels as the name ``name`` of ``module``; a module itself if ``name`` is empty."""
+        if module == "__main__" or self.excluded(module):
+            return
+        if _top(module) == "lfm":
+            if module not in inside.MODULES:
+                self.need_lfm(who)
+            return
+        found = self.modules.find(module)
+        if found.kind is Kind.INSTALLED:
+            self.need(found, f"used by {who}")
+        elif found.kind is Kind.LOCAL:
+            self.enter(module)
+            if name:
+                self.reach(module, tuple(name.split(".")))
+        self.drain()
+
+    def asked(self, name: str, why: str = "asked for by imports=") -> None:
+        """A module that the user asked for by name; whole, if it is the user's own."""
+        found = self.modules.find(name)
+        if found.kind is Kind.MISSING:
+            owner = self.modules.installed.named(name)
+            if owner is None:
+                raise AnalysisError(
+                    f"imports= asks for {name!r}, which is not installed here: install it, or leave it out",
+                    module=name, file="", line=0,
+                )  # fmt: skip
+            self.found.distributions.setdefault(owner.name, why)
+        elif found.kind is Kind.INSTALLED:
+            self.need(found, why, preload=False)
+        elif found.kind is Kind.LOCAL:
+            self.everything(name)
+            if editable := self.modules.installed.editable_owner(found.file):
+                self.found.requiring.setdefault(editable.name, why)
+        elif found.kind is Kind.NAMESPACE:
+            self.namespace(found, why)
+        self.drain()
+
+    def finish(self) -> Analysis:
+        """All that was found, with what libraries will import lazily."""
+        libraries = dict.fromkeys(map(_top, self.found.needs))
+        for module, library, word in partners.wanted(libraries, self.words, self.constants, self.is_installed):
+            if not self.excluded(module):
+                self.need(self.modules.find(module), f"used by {library} for {word}", preload=False)
+        if self.words & {"entry_points", "iter_entry_points"}:
+            for group in sorted(self.constants):
+                for one in self.modules.installed.providing(group):
+                    self.found.distributions.setdefault(one.name, f"offers entry points of {group}")
+        return self.found
+
+    # ------------------------------------------------------------ reading
+
+    def drain(self) -> None:
+        while self.queue:
+            self.read(*self.queue.popleft())
+
+    def read(self, unit: Unit, place: _Place) -> None:
+        self.words.update(unit.attributes)
+        self.constants.update(unit.constants)
+        for statement in unit.imports:
+            self.imported(statement, place)
+        for target, rest, line in unit.uses:
+            self.target(target, rest, place, line)
+        for chain, line in unit.chains.items():
+            self.words.add(chain[0])
+            if place.names is None:
+                self.reach(place.module, chain, top=place.top)
+            elif isinstance(value := place.names.get(chain[0]), ModuleType):
+                self.dotted(value.__name__, chain[1:], place, line)
+        for line in unit.computed:
+            self.found.warnings.append(
+                f"{place.file}:{line}: {place.who} imports a module whose name it computes; "
+                f"name what it may import with imports=[...]"
+            )
+
+    def imported(self, statement: Import, place: _Place) -> None:
+        """An import statement that runs."""
+        name = absolute(statement, place.package)
+        self.words.update(statement.names)
+        if not name or self.excluded(name):
+            return
+        if _top(name) == "lfm":
+            if not place.top and name not in inside.MODULES | {"lfm"}:
+                self.need_lfm(place.at(statement.line))
+            elif not place.top and name == "lfm" and set(statement.names) - inside.NAMES:
+                self.need_lfm(place.at(statement.line))
+            return
+        found = self.modules.find(name)
+        if found.kind is Kind.MISSING:
+            self.missing(name, statement, place)
+            return
+        why, surely = f"imported by {place.at(statement.line)}", statement.guard != "branch"
+        self.use(found, why, preload=surely)
+        for part in statement.names:
+            if part != "*" and not (found.kind is Kind.LOCAL and self.defines(name, part)):
+                inner = self.submodule(found, part)
+                if inner is not None and not self.excluded(inner.name):
+                    self.use(inner, why, preload=surely)
+        if statement.dynamic and found.kind is Kind.LOCAL:
+            self.everything(name)
+
+    def use(self, found: Module, why: str, *, preload: bool) -> None:
+        if found.kind is Kind.INSTALLED:
+            self.need(found, why, preload=preload)
+        elif found.kind is Kind.LOCAL:
+            self.enter(found.name)
+
+    def target(self, target: Target, rest: Chain, place: _Place, line: int) -> None:
+        """A name that an import bound is used, with attributes ``rest``."""
+        name = absolute(target.source, place.package)
+        if not name or self.excluded(name):
+            return
+        if not target.attribute:
+            self.dotted(name if target.whole else _top(name), rest, place, line)
+            return
+        if _top(name) == "lfm":
+            if not place.top and name == "lfm" and target.attribute not in inside.NAMES:
+                self.need_lfm(place.at(line))
+            return
+        found = self.modules.find(name)
+        if found.kind is Kind.LOCAL and self.defines(name, target.attribute):
+            self.reach(name, (target.attribute, *rest))
+        elif (inner := self.submodule(found, target.attribute)) is not None:
+            self.dotted(inner.name, rest, place, line)
+
+    def dotted(self, name: str, rest: Chain, place: _Place, line: int) -> None:
+        """A module is used through attributes ``rest``, some of which may be modules too."""
+        if self.excluded(name):
+            return
+        if _top(name) == "lfm":
+            if not place.top and name not in inside.MODULES - {"lfm"} and not (rest and rest[0] in inside.NAMES):
+                self.need_lfm(place.at(line))
+            return
+        found = self.modules.find(name)
+        while rest and found.kind in (Kind.INSTALLED, Kind.NAMESPACE):
+            inner = self.submodule(found, rest[0])
+            if inner is None or self.excluded(inner.name):
+                break
+            found, rest = inner, rest[1:]
+        why = f"imported by {place.at(line)}"
+        if found.kind is Kind.INSTALLED:
+            self.need(found, why)
+        elif found.kind is Kind.NAMESPACE and not rest:
+            self.namespace(found, why)
+        elif found.kind is Kind.LOCAL:
+            self.enter(found.name)
+            if rest:
+                self.reach(found.name, rest)
+            elif not place.top:
+                self.everything(found.name)
+
+    # ------------------------------------------------------------ the user's own modules
+
+    def enter(self, name: str) -> None:
+        """A module of the user's is imported, and with it its parents."""
+        if name in self.entered or self.excluded(name):
+            return
+        self.entered.add(name)
+        if parent := name.rpartition(".")[0]:
+            self.enter(parent)
+        found = self.modules.find(name)
+        if found.kind is not Kind.LOCAL:
+            return
+        self.found.local[name] = found
+        if editable := self.modules.installed.editable_owner(found.file):
+            self.found.editables.setdefault(editable.name, editable)
+        source = self.source(name)
+        if source is None:
+            return
+        self.queue.append((source.top, self.place(found, top=True)))
+        for defined, chains in source.passed.items():
+            if not all(self.only_marks(source, chain) for chain in chains):
+                self.reach(name, (defined,), top=True)
+
+    def reach(self, name: str, chain: Chain, *, top: bool = False) -> None:
+        """Code reads ``chain``: a name of the module ``name``, and attributes of what it names.
+
+        ``top``: that code is run by importing ``name`` itself.
+        """
+        source = self.source(name)
+        if source is None:
+            return
+        first, rest = chain[0], chain[1:]
+        found = self.modules.find(name)
+        unit = source.units.get(first)
+        if unit is not None and (name, first) not in self.reached:
+            self.reached.add((name, first))
+            self.queue.append((unit, self.place(found, first)))
+        target = source.top.bound.get(first)
+        if target is not None:
+            self.target(target, rest, self.place(found, top=top), target.source.line)
+        elif unit is None:
+            inner = self.submodule(found, first)
+            if inner is not None:
+                self.dotted(inner.name, rest, self.place(found, top=top), 0)
+            else:
+                self.starred(source, found, chain)
+
+    def starred(self, source: Source, found: Module, chain: Chain) -> None:
+        """A name that may come from ``from other import *``."""
+        for statement in source.top.imports:
+            if statement.names == ("*",):
+                name = absolute(statement, self.place(found).package)
+                if name and (name, "*", *chain) not in self.reached and self.defines(name, chain[0]):
+                    self.reached.add((name, "*", *chain))  # type: ignore[arg-type]
+                    self.reach(name, chain)
+
+    def everything(self, name: str) -> None:
+        """A module of the user's is used in a way that does not show which part of it."""
+        self.enter(name)
+        if (source := self.source(name)) is not None:
+            for defined in (*source.units, *source.top.bound):
+                if (name, defined, "all") not in self.reached:
+                    self.reached.add((name, defined, "all"))  # type: ignore[arg-type]
+                    self.reach(name, (defined,))
+
+    def source(self, name: str) -> Source | None:
+        found = self.modules.find(name)
+        if found.kind is not Kind.LOCAL or not found.file.endswith(".py"):
+            return None
+        try:
+            state = os.stat(found.file)
+        except OSError:
+            return None
+        return _source(name, found.file, state.st_size, state.st_mtime_ns)
+
+    def place(self, found: Module, defined: str = "", *, top: bool = False) -> _Place:
+        package = found.name if found.places is not None else found.name.rpartition(".")[0]
+        who = f"{found.name}.{defined}" if defined else found.name
+        return _Place(who, found.file, package, module=found.name, top=top)
+
+    def defines(self, name: str, part: str) -> bool:
+        """Whether a module of the user's has ``part`` by its own code, not only as a submodule."""
+        source = self.source(name)
+        if source is None:
+            return False
+        return part in source.units or part in source.top.bound or any(i.names == ("*",) for i in source.top.imports)
+
+    def only_marks(self, source: Source, chain: Chain) -> bool:
+        """Whether a decorator surely leaves it to others to call the function: the standard library's, lfm's."""
+        target = source.top.bound.get(chain[0])
+        if target is None:
+            return chain[0] not in source.units and chain[0] in _MARKS
+        top = _top(target.source.module)
+        return not target.source.level and (top == "lfm" or self.modules.find(top).kind is Kind.STANDARD)
+
+    # ------------------------------------------------------------ what is installed
+
+    def need(self, found: Module, why: str, *, preload: bool = True) -> None:
+        if found.kind is not Kind.INSTALLED or self.excluded(found.name):
+            return
+        self.found.needs.setdefault(found.name, why)
+        if preload:
+            self.found.preload.setdefault(found.name)
+        if parent := found.name.rpartition(".")[0]:
+            outer = self.modules.find(parent)
+            if outer.owner is not found.owner:  # a part that one distribution adds to another's package
+                self.need(outer, why, preload=preload)
+
+    def namespace(self, found: Module, why: str) -> None:
+        """A namespace as a whole: everybody who has a part in it."""
+        for one in self.modules.installed.by_name.values():
+            if one.owns_below(found.name.replace(".", "/")):
+                self.found.distributions.setdefault(one.name, why)
+
+    def need_lfm(self, who: str) -> None:
+        """lfm itself, with all it requires: its names are loaded lazily, so following them would find too little."""
+        why = f"used by {who}"
+        found = self.modules.find("lfm")
+        if found.kind is Kind.INSTALLED:
+            self.need(found, why)
+            return
+        self.enter("lfm")
+        editable = self.modules.installed.editable_owner(found.file) or self.modules.installed.named("lfm")
+        if editable is not None:
+            self.found.requiring.setdefault(editable.name, why)
+
+    def missing(self, name: str, statement: Import, place: _Place) -> None:
+        if statement.guard == "try":
+            return
+        nearest = name
+        while "." in nearest and self.modules.find(nearest).kind is Kind.MISSING:
+            nearest = nearest.rpartition(".")[0]
+        found = self.modules.find(nearest)
+        where = f"{place.file}:{statement.line}"
+        if found.kind in (Kind.INSTALLED, Kind.STANDARD) or statement.guard == "branch":
+            self.found.warnings.append(f"{where}: {place.who} imports {name}, which is not found here")
+            self.need(found, f"imported by {place.at(statement.line)}")
+            return
+        raise AnalysisError(
+            f"{place.who} imports {name!r} ({where}), which is not installed here: "
+            f"install it, or leave it out with exclude=[{name!r}]",
+            module=name, file=place.file, line=statement.line,
+        )  # fmt: skip
+
+    def submodule(self, parent: Module, part: str) -> Module | None:
+        if parent.places is None:
+            return None
+        found = self.modules.find(f"{parent.name}.{part}")
+        return None if found.kind is Kind.MISSING else found
+
+    def is_installed(self, module: str) -> bool:
+        return self.modules.find(module).kind is Kind.INSTALLED
+
+    def excluded(self, name: str) -> bool:
+        return any(name == one or name.startswith(one + ".") for one in self.exclude)
+
+
+def absolute(statement: Import, package: str) -> str:
+    """The full name of what a statement imports; "" where a relative one leads out of its package."""
+    if not statement.level:
+        return statement.module
+    parts = package.split(".") if package else []
+    if statement.level > len(parts):
+        return ""
+    base = parts[: len(parts) - statement.level + 1]
+    return ".".join((*base, statement.module) if statement.module else base)
+
+
+@lru_cache(maxsize=4096)
+def _source(name: str, file: str, size: int, mtime_ns: int) -> Source | None:
+    """A file read; its size and time are there to notice an edit."""
+    try:
+        code = importlib.machinery.SourceFileLoader(name, file).get_code(name)
+    except SyntaxError as error:
+        raise AnalysisError(
+            f"{file}:{error.lineno or 0}: the module {name} cannot be compiled: {error.msg}",
+            module=name, file=file, line=error.lineno or 0,
+        ) from None  # fmt: skip
+    except OSError:
+        return None
+    return None if code is None else read_module(code)
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]

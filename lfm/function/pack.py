@@ -1,0 +1,306 @@
+"""A callable, and then its arguments, made ready to leave: environment plan, overlay, pickle.  Cached.
+
+The only module that a client needs.  Packing an unchanged function again costs microseconds; an edited module of
+the user's, a changed global, a new installation are noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+from lfm.function import explicit, overlay, state
+from lfm.function.analyse import Analysis, Walk
+from lfm.function.handle import Handle
+from lfm.function.installed import Installed
+from lfm.function.modules import Modules
+from lfm.function.pickling import Met, pickle_function, pickle_object
+from lfm.function.plan import Plan
+from lfm.function.resolve import Resolved, resolve
+from lfm.function.task import options_of
+from lfm.monitor.payload import Buffer
+from lfm.protocol.ids import FunctionId
+
+_REMEMBERED = 1024  # functions, analyses, overlays
+_References = frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A function as it travels."""
+
+    function: FunctionId
+    name: str  # for people: "fit", "model.fit"
+    category: str
+    options: dict[str, Any]  # what lfm.task remembered
+    plan: Plan
+    environment_name: str
+    code: list[Buffer]  # a payload
+    overlay: bytes | None  # a tar
+    preload: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What the user said about the environment."""
+
+    imports: tuple[str, ...]
+    exclude: tuple[str, ...]
+    environment: Any
+
+    @classmethod
+    def of(cls, options: dict[str, Any], imports: Iterable[str], exclude: Iterable[str], environment: Any) -> _Wish:
+        def names(option: str, given: Iterable[str]) -> tuple[str, ...]:
+            remembered = options.get(option) or ()
+            both = ((one,) if isinstance(one, str) else one for one in (remembered, given))
+            return tuple(sorted({name for some in both for name in some}))
+
+        chosen = environment if environment is not None else options.get("environment")
+        if chosen is not None and not isinstance(chosen, str) and not hasattr(chosen, "__fspath__"):
+            chosen = tuple(chosen)
+        return cls(names("imports", imports), names("exclude", exclude), chosen)
+
+
+@dataclass(slots=True)
+class _Basis:
+    """What a packed function was made from: enough to make it anew with more."""
+
+    wish: _Wish
+    references: _References
+    codes: dict[CodeType, FunctionType]
+    layer: overlay.Overlay
+    token: object  # of an explicit environment
+    known: set[tuple[str, str]]  # references that ask for nothing new
+    known_codes: set[CodeType]
+
+    def stale(self) -> bool:
+        moved = self.wish.environment is not None and explicit.token(self.wish.environment) != self.token
+        return moved or self.layer.stale()
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A function that was packed, and how to know that it is still the same."""
+
+    packed: Packed
+    alive: tuple[Any, ...]  # weak references to what the key was made of
+    token: Any
+    others: tuple[tuple[Any, Any], ...]  # (weak reference, token) of the functions that went along by value
+
+
+class Packer:
+    """Packs functions and arguments.  May be used from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._modules: Modules | None = None
+        self._entries: OrderedDict[Any, _Entry] = OrderedDict()
+        self._bases: OrderedDict[FunctionId, _Basis] = OrderedDict()
+        self._analyses: OrderedDict[Any, tuple[Analysis, Resolved | None]] = OrderedDict()
+        self._layers: OrderedDict[Any, overlay.Overlay] = OrderedDict()
+        self._grown: OrderedDict[Any, Packed] = OrderedDict()
+
+    def pack(
+        self,
+        fn: Any,
+        *,
+        imports: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        environment: explicit.Environment | None = None,
+    ) -> Packed:
+        """``fn`` with all it needs.  AnalysisError for an import that is not there; else what pickling raises."""
+        if not callable(fn):
+            raise TypeError(f"{fn!r} cannot be called")
+        options = options_of(fn)
+        wish = _Wish.of(options, imports, exclude, environment)
+        parts = (fn.__func__, fn.__self__) if type(fn) is MethodType else (fn,)
+        key = (*map(id, parts), wish)
+        with self._lock:
+            self._refresh()
+            entry = self._entries.get(key)
+            if entry is not None and self._fresh(entry, fn, parts):
+                return entry.packed
+            code, met = pickle_function(fn)
+            codes = {function.__code__: function for function in met.functions.values()}
+            packed = self._make(_name(fn), options, code, wish, frozenset(met.references), codes)
+            self._remember(key, parts, fn, packed, met)
+            return packed
+
+    def arguments(
+        self, packed: Packed, args: tuple[Any, ...], kwargs: dict[str, Any], found: list[Handle] | None = None
+    ) -> tuple[Packed, list[Buffer]]:
+        """The payload of one call's (args, kwargs), and the function as it is to be declared for it.
+
+        That is ``packed``, or one whose environment also holds what these arguments need.  Handles that the
+        payload refers to are appended to ``found``.  Raises what pickling raises.
+        """
+        return self.object(packed, (args, kwargs), found)
+
+    def object(self, packed: Packed, obj: Any, found: list[Handle] | None = None) -> tuple[Packed, list[Buffer]]:
+        """``arguments`` for any object; a chunk of calls is a list of (args, kwargs)."""
+        pieces, met = pickle_object(obj)
+        if met is None:
+            return packed, pieces
+        if found is not None:
+            found.extend(met.handles.values())
+        with self._lock:
+            return self._with(packed, met), pieces
+
+    # ------------------------------------------------------------ what is remembered
+
+    def _refresh(self) -> Modules:
+        """The modules as they are installed now; what was made from older ones is forgotten."""
+        if self._modules is None or self._modules.installed.path != sys.path or self._modules.installed.stale():
+            self._modules = Modules(Installed())
+            for cache in (self._entries, self._bases, self._analyses, self._layers, self._grown):
+                cache.clear()  # type: ignore[attr-defined]
+        return self._modules
+
+    def _fresh(self, entry: _Entry, fn: Any, parts: tuple[Any, ...]) -> bool:
+        basis = self._bases.get(entry.packed.function)
+        return (
+            basis is not None
+            and all(ref() is part for ref, part in zip(entry.alive, parts, strict=True))
+            and entry.token == state.token(fn)
+            and all((f := ref()) is not None and token == state.token(f) for ref, token in entry.others)
+            and not basis.stale()
+        )
+
+    def _remember(self, key: Any, parts: tuple[Any, ...], fn: Any, packed: Packed, met: Met) -> None:
+        entries = weakref.ref(self)
+
+        def forget(_: Any) -> None:
+            if (packer := entries()) is not None:
+                packer._entries.pop(key, None)
+
+        try:
+            alive: tuple[Any, ...] = tuple(weakref.ref(part, forget) for part in parts)
+        except TypeError:  # it has no weak references; keep it
+            alive = tuple((lambda part=part: part) for part in parts)
+        others = tuple((weakref.ref(f), state.token(f)) for f in met.functions.values() if f is not fn)
+        _put(self._entries, key, _Entry(packed, alive, state.token(fn), others))
+
+    # ------------------------------------------------------------ making
+
+    def _make(
+        self, name: str, options: dict[str, Any], code: list[Buffer], wish: _Wish,
+        references: _References, codes: dict[CodeType, FunctionType],
+    ) -> Packed:  # fmt: skip
+        analysis, resolved = self._analysed(name, wish, references, codes)
+        layer = self._layer(analysis)
+        if resolved is None:
+            plan, environment = explicit.plan(wish.environment)
+            plan = replace(plan, verify=tuple(sorted(analysis.needs)))
+        else:
+            plan, environment = resolved.plan, resolved.name
+        preload = tuple(sorted(analysis.preload))
+        warnings = (*analysis.warnings, *(resolved.warnings if resolved else ()), *layer.warnings)
+        digest = hashlib.sha256()
+        for piece in code:
+            digest.update(piece)
+        for text in (plan.key, hashlib.sha256(layer.data).hexdigest(), *preload):
+            digest.update(b"\0" + text.encode())
+        packed = Packed(
+            FunctionId(digest.hexdigest()), name, str(options.get("category") or name), options, plan,
+            environment, code, layer.data, preload, tuple(dict.fromkeys(warnings)),
+        )  # fmt: skip
+        token = None if wish.environment is None else explicit.token(wish.environment)
+        if packed.function not in self._bases:
+            basis = _Basis(wish, references, codes, layer, token, set(references), set(codes))
+            _put(self._bases, packed.function, basis)
+        return packed
+
+    def _analysed(
+        self, name: str, wish: _Wish, references: _References, codes: dict[CodeType, FunctionType]
+    ) -> tuple[Analysis, Resolved | None]:
+        modules = self._refresh()
+        key = (name, wish, references, frozenset(codes))
+        known = self._analyses.get(key)
+        if known is not None and not self._stale(known[0]):
+            return known
+        walk = Walk(modules, wish.exclude)
+        for function in codes.values():
+            walk.function(function)
+        for module, qualified in sorted(references):
+            walk.reference(module, qualified, name)
+        for module in wish.imports:
+            walk.asked(module)
+        analysis, resolved = walk.finish(), None
+        while wish.environment is None:
+            resolved = resolve(analysis, modules, wish.exclude)
+            new = [one for one in resolved.editables if one.name not in analysis.editables]
+            if not new:
+                break
+            for one in new:  # the user's own, required by an installed one: into the overlay, whole
+                analysis.editables[one.name] = one
+                for top in one.tops:
+                    walk.asked(top, f"required through {one.name}")
+            walk.finish()
+        _put(self._analyses, key, (analysis, resolved))
+        return analysis, resolved
+
+    def _stale(self, analysis: Analysis) -> bool:
+        layer = self._layers.get(_layer_key(analysis))
+        return layer is None or layer.stale()
+
+    def _layer(self, analysis: Analysis) -> overlay.Overlay:
+        key = _layer_key(analysis)
+        layer = self._layers.get(key)
+        if layer is None or layer.stale():
+            local = (analysis.local[name] for name in sorted(analysis.local))
+            editables = (analysis.editables[name] for name in sorted(analysis.editables))
+            layer = overlay.build(self._refresh(), local, editables)
+            _put(self._layers, key, layer)
+        return layer
+
+    # ------------------------------------------------------------ arguments
+
+    def _with(self, packed: Packed, met: Met) -> Packed:
+        """``packed``, grown by what its arguments need."""
+        basis = self._bases.get(packed.function)
+        if basis is None:
+            return packed
+        references = met.references.keys() - basis.known
+        codes = {f.__code__: f for f in met.functions.values() if f.__code__ not in basis.known_codes}
+        if not references and not codes:
+            return packed
+        key = (packed.function, frozenset(references), frozenset(codes))
+        grown = self._grown.get(key)
+        if grown is not None and (known := self._bases.get(grown.function)) is not None and not known.stale():
+            return grown
+        grown = self._make(packed.name, packed.options, packed.code, basis.wish,
+                           basis.references | references, {**basis.codes, **codes})  # fmt: skip
+        if grown.function == packed.function:
+            basis.known |= references
+            basis.known_codes |= codes.keys()
+            return packed
+        _put(self._grown, key, grown)
+        return grown
+
+
+def _layer_key(analysis: Analysis) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(sorted(analysis.local)), tuple(sorted(analysis.editables))
+
+
+def _name(fn: Any) -> str:
+    """A callable's name as people know it."""
+    while not hasattr(fn, "__qualname__") and hasattr(fn, "func"):
+        fn = fn.func
+    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+    module = getattr(fn, "__module__", None)
+    return str(name) if module in (None, "__main__", "builtins") else f"{module}.{name}"
+
+
+def _put(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    cache[key] = value
+    cache.move_to_end(key)
+    if len(cache) > _REMEMBERED:
+        cache.popitem(last=False)

@@ -1,0 +1,144 @@
+"""From modules to distributions: who installed them, what those require, and the key that names the whole.
+
+The closure through declared requirements is taken whole: less would run until the day it does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from lfm.function import interpreter
+from lfm.function.analyse import Analysis
+from lfm.function.installed import Installation, Installed, normalise
+from lfm.function.modules import Modules
+from lfm.function.plan import Distribution, Interpreter, Plan
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+LAYOUT = 1  # counts up when the same plan comes to be packed differently
+_ONLY_EXTRA = re.compile(r"\bextra\s*==")
+
+
+@dataclass(slots=True)
+class Resolved:
+    """``editables``: the user's own distributions that installed ones require; they belong in the overlay."""
+
+    plan: Plan
+    name: str  # for people: "numpy, scipy (+2)"
+    editables: tuple[Installation, ...] = ()
+    warnings: list[str] = field(default_factory=list)
+
+
+def resolve(found: Analysis, modules: Modules, exclude: Collection[str] = ()) -> Resolved:
+    """The plan for what an analysis found."""
+    closure = _Closure(modules.installed, exclude)
+    for module, why in found.needs.items():
+        if (owner := modules.find(module).owner) is not None:
+            closure.add(owner, why, asked=True)
+    for name, why in found.distributions.items():
+        if (one := modules.installed.named(name)) is not None:
+            closure.add(one, why, asked=True)
+    for name in found.requiring:
+        if (one := modules.installed.named(name)) is not None:
+            closure.require(one, frozenset())
+    closure.finish()
+    this = interpreter.this()
+    taken = sorted(closure.why, key=lambda one: (one.name, one.metadata))
+    distributions = tuple(
+        Distribution(one.name, one.version, closure.why[one], one.location, one.metadata, one.fingerprint)
+        for one in taken
+    )
+    plan = Plan(
+        kind="python",
+        key=key_of("python", this, distributions),
+        interpreter=this,
+        distributions=distributions,
+        verify=tuple(sorted(m for m in found.needs if modules.find(m).owner in closure.why)),
+        whole=modules.installed.whole,
+        host=platform.node(),
+    )
+    return Resolved(plan, _name(closure.asked, len(taken), this), tuple(closure.editables), closure.warnings)
+
+
+def key_of(kind: str, python: Interpreter | None, distributions: Iterable[Distribution], *more: str) -> str:
+    """The key of an environment: what is in it and for which platform, not where it lies nor in which order."""
+    platform_tag = [python.soabi, python.machine, python.libc, python.fingerprint] if python else []
+    content = sorted((d.name, d.version, d.fingerprint) for d in distributions)
+    return hashlib.sha256(json.dumps([LAYOUT, kind, platform_tag, content, *more]).encode()).hexdigest()
+
+
+def _name(asked: Iterable[str], total: int, python: Interpreter) -> str:
+    names = sorted(dict.fromkeys(asked))
+    shown = ", ".join(names[:3]) or f"python {python.version}"
+    more = total - len(names[:3])
+    return f"{shown} (+{more})" if more else shown
+
+
+class _Closure:
+    """Distributions and all that they require here, each with the reason it was first needed for."""
+
+    def __init__(self, installed: Installed, exclude: Collection[str]) -> None:
+        self.installed = installed
+        self.excluded = {normalise(name) for name in exclude}
+        self.why: dict[Installation, str] = {}
+        self.asked: list[str] = []
+        self.editables: dict[Installation, None] = {}
+        self.warnings: list[str] = []
+        self.seen: set[tuple[str, frozenset[str]]] = set()
+        self.waiting: list[tuple[Installation, frozenset[str]]] = []
+
+    def add(self, one: Installation, why: str, extras: frozenset[str] = frozenset(), *, asked: bool = False) -> None:
+        if one.name in self.excluded:
+            return
+        if one.editable is not None:
+            self.editables.setdefault(one)
+            return
+        if asked:
+            self.asked.append(one.name)
+        self.why.setdefault(one, why)
+        if (one.name, extras) not in self.seen:
+            self.seen.add((one.name, extras))
+            self.waiting.append((one, extras))
+
+    def finish(self) -> None:
+        while self.waiting:
+            self.require(*self.waiting.pop(0))
+
+    def require(self, one: Installation, extras: frozenset[str]) -> None:
+        """Add what ``one`` requires here, by itself and for its ``extras``."""
+        for wanted in _requirements(one, extras):
+            found = self.installed.named(wanted.name)
+            if found is not None:
+                self.add(found, f"required by {one.name}", frozenset(wanted.extras))
+            elif normalise(wanted.name) not in self.excluded:
+                self.warnings.append(f"{one.name} {one.version} requires {wanted}, which is not installed here")
+
+
+def _requirements(one: Installation, extras: frozenset[str]) -> Iterator[Requirement]:
+    from packaging.requirements import InvalidRequirement
+
+    for line in one.requires:
+        if not extras and _ONLY_EXTRA.search(line) and " or " not in line:
+            continue
+        try:
+            wanted = _parse(line)
+        except InvalidRequirement:
+            continue
+        marker = wanted.marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in (*sorted(extras), "")):
+            yield wanted
+
+
+@lru_cache(maxsize=4096)
+def _parse(line: str) -> Requirement:
+    from packaging.requirements import Requirement
+
+    return Requirement(line)
