@@ -1,0 +1,502 @@
+"""What a worker does next: events in, commands out.  Pure: no clock, socket, file or chance.
+
+Owns which call waits for which blobs, environment and overlay; what is free; which template a call is forked
+from; what the cache drops; draining and leaving.  Refuses to know paths, processes and the wire.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import assert_never
+
+from lfm.protocol import messages as m
+from lfm.protocol.ids import Digest, FunctionId, TaskId
+from lfm.protocol.outcomes import Blob, Crashed, Inline, Killed, Lost, Outcome, Payload, Returned
+from lfm.protocol.resources import Resources, Usage
+from lfm_worker.core import commands as c
+from lfm_worker.core import events as e
+from lfm_worker.core.items import Item, evict
+from lfm_worker.core.pool import FUTILE, Pool
+from lfm_worker.core.room import Grant, Room
+
+TRIES = 3  # fetches of a blob that comes corrupt
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a worker is given once.  Times are seconds; ``end`` is on the clock of ``now``."""
+
+    offer: Resources
+    cpus: tuple[int, ...] = ()  # that are its own; empty: calls are not pinned
+    gpu_devices: tuple[str, ...] = ()
+    cache: int = 1 << 62  # bytes of the node's cache
+    end: float | None = None  # when the allotment ends
+    margin: float = 60.0  # before its end: take no more
+    idle_timeout: float | None = None
+    template_idle: float = 600.0
+    templates_kept: int = 8  # idle ones
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """For items or for room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """In a template."""
+
+    template: int
+    began: bool = False
+
+
+@dataclass(slots=True)
+class Call:
+    """One attempt that this worker holds."""
+
+    run: m.Run
+    function: m.DefineFunction
+    needs: frozenset[Item]
+    allocation: Resources  # as it is now: its memory may have been raised
+    state: Waiting | Placed = field(default_factory=Waiting)
+    doomed: str = ""  # why it is being killed, where that is not its user's wish
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    reason: str
+    until: float | None = None  # then what is left is killed
+
+
+class WorkerCore:
+    """The state of one worker."""
+
+    def __init__(self, settings: Settings, held: Mapping[Item, tuple[int, float]] | None = None) -> None:
+        """``held``: what the node's cache has already (see CacheScanned)."""
+        self.settings = settings
+        self.calls: dict[int, Call] = {}
+        self.room = Room(settings.offer, settings.cpus)
+        self.pool = Pool()
+        self.draining: Draining | None = None
+        self.left = False
+        self._functions: dict[FunctionId, m.DefineFunction] = {}
+        self._numbers: dict[tuple[TaskId, int], int] = {}
+        self._ready: set[Item] = set()  # on this node and held by this worker
+        self._coming: set[Item] = set()  # being fetched or unpacked
+        self._tries: dict[Item, int] = {}
+        self._held = dict(held or {})  # the node's cache
+        self._unusable: dict[Digest, str] = {}
+        self._results: dict[Digest, int] = {}  # announced, not yet forgotten: how many calls returned it
+        self._last = 0
+        self._idle_since: float | None = None
+        self._out: list[c.Command] = []
+
+    # ------------------------------------------------------------ the way in
+
+    def handle(self, event: e.Event, now: float) -> list[c.Command]:
+        """What to do about ``event``."""
+        match event:
+            case e.Told():
+                self._told(event.message, now)
+            case e.Welcomed():
+                if not event.resumed:
+                    self._repeat()
+            case e.Fetched():
+                self._arrived(Item("blob", event.digest), event.size, now)
+            case e.FetchFailed():
+                self._failed(Item("blob", event.digest), event.reason, event.cause)
+            case e.Prepared():
+                if event.item.kind == "environment":
+                    self._tell(m.EnvironmentReady(event.item.digest, event.seconds))
+                self._arrived(event.item, event.size, now)
+            case e.PrepareFailed():
+                self._failed(event.item, event.reason, event.cause)
+            case e.CacheScanned():
+                self._scanned(event.held)
+            case e.CallBegan():
+                self._began(event.call)
+            case e.CallStopped():
+                self._stopped(event, now)
+            case e.LimitNeared():
+                self._grow(event)
+            case e.TemplateEnded():
+                self._template_ended(event.template, event.reason, now)
+            case e.DrainAsked():
+                self._drain(event.reason, now, event.within)
+            case e.StopAsked():
+                self._drain(event.reason, now, 0.0)
+            case e.Ticked():
+                pass
+            case _:
+                assert_never(event)
+        self._advance(now)
+        out, self._out = self._out, []
+        return out
+
+    def deadline(self) -> float | None:
+        """When a Ticked is due at the latest, if nothing happens before."""
+        settings, times = self.settings, []
+        if self.draining is None and settings.end is not None:
+            times.append(settings.end - settings.margin)
+        if self.draining is not None and self.draining.until is not None:
+            times.append(self.draining.until)
+        if self._idle_since is not None and settings.idle_timeout is not None and self.draining is None:
+            times.append(self._idle_since + settings.idle_timeout)
+        if (idle := self.pool.next_idle_end(settings.template_idle)) is not None:
+            times.append(idle)
+        return min(times, default=None)
+
+    def running(self) -> tuple[m.Running, ...]:
+        """What a hello names: the attempts that this worker still holds."""
+        return tuple(
+            m.Running(
+                call.run.task, call.run.attempt, call.allocation, call.run.gpu_devices,
+                started=isinstance(call.state, Placed) and call.state.began,
+            )
+            for call in self.calls.values()
+        )
+
+    def environments(self) -> tuple[Digest, ...]:
+        """Unpacked on this node."""
+        return tuple(sorted(i.digest for i in {*self._ready, *self._held} if i.kind == "environment"))
+
+    # ------------------------------------------------------------ what the manager says
+
+    def _told(self, message: m.DefineFunction | m.Run | m.KillCall | m.Drain | m.ForgetBlob, now: float) -> None:
+        match message:
+            case m.DefineFunction():
+                self._functions[message.function] = message
+            case m.Run():
+                self._run(message)
+            case m.KillCall():
+                self._kill((message.task, message.attempt), now)
+            case m.Drain():
+                self._drain(message.reason, now)
+            case m.ForgetBlob():
+                self._forget(message.digest)
+            case _:
+                assert_never(message)
+
+    def _repeat(self) -> None:
+        """The manager has forgotten us; what its hello did not say by itself."""
+        for call in self.calls.values():
+            if isinstance(call.state, Placed) and call.state.began:
+                self._tell(m.CallStarted(call.run.task, call.run.attempt))
+        if self.draining is not None:
+            self._tell(m.OfferChanged(self.settings.offer, draining=True))
+
+    def _run(self, run: m.Run) -> None:
+        if (run.task, run.attempt) in self._numbers:
+            return  # said again after a cut
+        function = self._functions.get(run.function)
+        refusal = (
+            self.draining.reason if self.draining is not None
+            else "its function was never defined here" if function is None
+            else self._unusable.get(function.environment.digest)
+        )
+        if refusal is not None or function is None:
+            self._tell(m.CallEnded(run.task, run.attempt, Lost(refusal or "", started=False), None))
+            return
+        self._last += 1
+        self._numbers[run.task, run.attempt] = self._last
+        self.calls[self._last] = Call(run, function, frozenset(_needs(function, run)), run.allocation)
+
+    def _kill(self, attempt: tuple[TaskId, int], now: float) -> None:
+        number = self._numbers.get(attempt)
+        if number is None:
+            return  # it has ended; what it became is on its way
+        call = self.calls[number]
+        if isinstance(call.state, Placed):
+            self._out.append(c.StopCall(number, call.state.template))
+        else:
+            self._end(number, Killed(), now)
+
+    def _forget(self, digest: Digest) -> None:
+        if digest in self._results:
+            self._results[digest] -= 1
+            if not self._results[digest]:
+                del self._results[digest]
+                self._out.append(c.DropResult(digest))
+        elif (item := Item("blob", digest)) in self._ready and item not in self._in_use():
+            self._drop(item)
+
+    # ------------------------------------------------------------ items come, fail and go
+
+    def _arrived(self, item: Item, size: int, now: float) -> None:
+        self._coming.discard(item)
+        self._tries.pop(item, None)
+        self._ready.add(item)
+        self._held[item] = (size, now)
+        self._make_room(self.settings.cache)
+
+    def _failed(self, item: Item, reason: str, cause: e.Cause) -> None:
+        self._coming.discard(item)
+        tries = self._tries[item] = self._tries.get(item, 0) + 1
+        if cause == "full":
+            self._make_room(0)
+        if cause == "gone":
+            self._held.pop(item, None)
+        if cause == "corrupt" and item.kind != "blob":
+            self._drop(Item("blob", item.digest))
+        retry = {"corrupt": TRIES, "full": 2, "gone": TRIES, "other": 1}[cause]
+        if tries < retry:
+            return  # _advance asks again
+        del self._tries[item]
+        self._give_up(item, reason)
+
+    def _give_up(self, item: Item, reason: str) -> None:
+        """Everything that waits for the item cannot run here."""
+        victims = [n for n, call in self.calls.items() if isinstance(call.state, Waiting) and _wants(call, item)]
+        broken = {self.calls[n].function.environment.digest for n in victims} & {item.digest}
+        for digest in broken:
+            self._condemn(digest, reason)
+        for number in victims:
+            if number in self.calls:
+                self._end(number, Lost(reason, started=False))
+
+    def _condemn(self, environment: Digest, reason: str) -> None:
+        """The environment cannot be used here: say so, and hand its calls back."""
+        self._unusable[environment] = reason
+        self._tell(m.EnvironmentUnusable(environment, reason))
+        for number, call in list(self.calls.items()):
+            if call.function.environment.digest == environment and isinstance(call.state, Waiting):
+                self._end(number, Lost(reason, started=False))
+
+    def _scanned(self, held: dict[Item, tuple[int, float]]) -> None:
+        own = {item: self._held[item] for item in self._ready if item in self._held}
+        self._held = {**held, **own}
+        self._make_room(self.settings.cache)
+
+    def _make_room(self, limit: int) -> None:
+        for item in evict(self._held, self._in_use(), limit):
+            self._drop(item)
+
+    def _drop(self, item: Item) -> None:
+        if item.kind == "environment":
+            for template in self.pool.of(item.digest):
+                self._close_template(template)
+        self._ready.discard(item)
+        self._held.pop(item, None)
+        self._out.append(c.Drop(item))
+
+    def _in_use(self) -> set[Item]:
+        used = set(self._coming)
+        for call in self.calls.values():
+            used |= call.needs
+        used |= {Item("blob", i.digest) for i in used if i.kind != "blob" and i not in self._ready}
+        return used
+
+    # ------------------------------------------------------------ calls begin and end
+
+    def _began(self, number: int) -> None:
+        call = self.calls.get(number)
+        if call is not None and isinstance(call.state, Placed) and not call.state.began:
+            call.state = Placed(call.state.template, began=True)
+            self.pool.began(call.state.template)
+            self._tell(m.CallStarted(call.run.task, call.run.attempt))
+
+    def _stopped(self, event: e.CallStopped, now: float) -> None:
+        call = self.calls.get(event.call)
+        if call is None:
+            return
+        outcome = event.outcome
+        if call.doomed and isinstance(outcome, Killed | Crashed):
+            outcome = Lost(call.doomed, started=True)
+        if isinstance(outcome, Returned) and isinstance(outcome.value, Blob):
+            self._results[outcome.value.digest] = self._results.get(outcome.value.digest, 0) + 1
+        self._end(event.call, outcome, now, event.usage, event.stdout, event.stderr)
+
+    def _end(
+        self, number: int, outcome: Outcome, now: float | None = None, usage: Usage | None = None,
+        stdout: bytes = b"", stderr: bytes = b"",
+    ) -> None:
+        call = self.calls.pop(number)
+        del self._numbers[call.run.task, call.run.attempt]
+        self.room.give_back(number)
+        if isinstance(call.state, Placed) and now is not None:
+            self.pool.leave(call.state.template, number, now)
+            for item in call.needs & self._held.keys():
+                self._held[item] = (self._held[item][0], now)
+        self._tell(m.CallEnded(call.run.task, call.run.attempt, outcome, usage, stdout, stderr))
+
+    def _grow(self, event: e.LimitNeared) -> None:
+        """A running call is near its memory limit: let it grow into what is free, if it may and it is worth it."""
+        call = self.calls.get(event.call)
+        if call is None or event.resource != "memory" or not isinstance(call.state, Placed) or call.doomed:
+            return
+        limit = call.allocation.memory
+        free = self.room.memory_free
+        more = min(call.run.growth - limit, free)
+        if more <= 0 or free < limit // 10:
+            return
+        self.room.grow(event.call, more)
+        call.allocation = replace(call.allocation, memory=limit + more)
+        self._out.append(c.RaiseLimit(event.call, call.state.template, limit + more))
+        self._tell(m.LimitRaised(call.run.task, call.run.attempt, call.allocation))
+
+    def _template_ended(self, template: int, reason: str, now: float) -> None:
+        if template not in self.pool.templates:
+            return
+        for number in list(self.pool.templates[template].calls):
+            call = self.calls[number]
+            began = isinstance(call.state, Placed) and call.state.began
+            self._end(number, Lost(call.doomed or reason, started=began), now)
+        environment, futile = self.pool.lost(template)
+        if futile >= FUTILE:
+            self._condemn(environment, f"its interpreter does not start here: {reason}")
+
+    # ------------------------------------------------------------ draining
+
+    def _drain(self, reason: str, now: float, within: float | None = None) -> None:
+        until = None if within is None else now + within
+        if self.draining is None:
+            self.draining = Draining(reason, until)
+            self._tell(m.OfferChanged(self.settings.offer, draining=True))
+            for number, call in list(self.calls.items()):
+                if isinstance(call.state, Waiting):
+                    self._end(number, Lost(reason, started=False), now)
+        elif until is not None and (self.draining.until is None or until < self.draining.until):
+            self.draining = Draining(self.draining.reason, until)
+
+    def _kill_all(self, reason: str) -> None:
+        for number, call in self.calls.items():
+            if isinstance(call.state, Placed) and not call.doomed:
+                call.doomed = reason
+                self._out.append(c.StopCall(number, call.state.template))
+
+    # ------------------------------------------------------------ after every event
+
+    def _advance(self, now: float) -> None:
+        """Start what can start, close what is idle, leave when all is over."""
+        if self.left:
+            return
+        self._watch_the_end(now)
+        for number in [n for n, call in self.calls.items() if isinstance(call.state, Waiting)]:
+            if self._provide(self.calls[number]):
+                self._start(number, now)
+        for template in self.pool.superfluous(now, self.settings.template_idle, self.settings.templates_kept):
+            self._close_template(template)
+        busy = self.calls or self._results
+        self._idle_since = None if busy else self._idle_since if self._idle_since is not None else now
+        timeout = self.settings.idle_timeout
+        if self._idle_since is not None and timeout is not None and now >= self._idle_since + timeout:
+            self._drain(f"idle for {timeout:g} s", now)
+        if self.draining is not None and not self.calls and (not self._results or self._overdue(now)):
+            self._leave(self.draining.reason)
+
+    def _watch_the_end(self, now: float) -> None:
+        settings = self.settings
+        if settings.end is not None and now >= settings.end - settings.margin and self.draining is None:
+            self._drain("its allotment ends", now, within=settings.margin * 0.8)
+        if self.draining is not None and self._overdue(now):
+            self._kill_all(self.draining.reason)
+
+    def _overdue(self, now: float) -> bool:
+        return self.draining is not None and self.draining.until is not None and now >= self.draining.until
+
+    def _leave(self, reason: str) -> None:
+        for template in list(self.pool.templates):
+            self._close_template(template)
+        self._tell(m.WorkerLeaving(reason))
+        self._out.append(c.Leave(reason))
+        self.left = True
+
+    def _provide(self, call: Call) -> bool:
+        """Ask for what the call lacks; whether it lacks nothing."""
+        missing = call.needs - self._ready
+        for item in sorted(missing - self._coming):
+            archive = _archive(call, item)
+            if item.kind == "blob":
+                self._fetch(item, _size(call, item))
+            elif isinstance(archive, Inline):
+                self._prepare(item, archive.data)
+            elif item in self._held or Item("blob", item.digest) in self._ready:
+                self._prepare(item)
+            elif (tarball := Item("blob", item.digest)) not in self._coming:
+                self._fetch(tarball, archive.size)
+        return not missing
+
+    def _fetch(self, item: Item, size: int) -> None:
+        self._coming.add(item)
+        self._out.append(c.Fetch(item.digest, size))
+
+    def _prepare(self, item: Item, data: bytes | None = None) -> None:
+        self._coming.add(item)
+        self._out.append(c.Prepare(item, data))
+
+    def _start(self, number: int, now: float) -> None:
+        call = self.calls[number]
+        grant = self.room.take(number, call.run.allocation)
+        if grant is None:
+            return
+        environment = call.function.environment.digest
+        template = self.pool.pick(environment, call.function.preload)
+        if template is None:
+            template = self._start_template(environment, now)
+        call.state = Placed(template)
+        self.pool.enter(template, number)
+        self._out.append(self._start_call(number, call, template, grant))
+
+    def _start_template(self, environment: Digest, now: float) -> int:
+        wanted = {p for f in self._functions.values() if f.environment.digest == environment for p in f.preload}
+        template = self.pool.add(environment, tuple(sorted(wanted)), now)
+        self._out.append(c.StartTemplate(template, environment, tuple(sorted(wanted))))
+        return template
+
+    def _start_call(self, number: int, call: Call, template: int, grant: Grant) -> c.StartCall:
+        run, asked = call.run, call.run.allocation
+        overlay = next((i.digest for i in call.needs if i.kind == "overlay"), None)
+        environ = {"LFM_TASK": run.task, "LFM_ATTEMPT": str(run.attempt), "LFM_CORES": f"{asked.cores:g}"}
+        if asked.memory:
+            environ["LFM_MEMORY"] = str(asked.memory)
+        if self.settings.gpu_devices:  # a call that asked for none sees none
+            environ["CUDA_VISIBLE_DEVICES"] = ",".join(run.gpu_devices)
+        return c.StartCall(
+            call=number, template=template, name=call.function.name, function=run.function,
+            code=call.function.code, arguments=run.arguments, overlay=overlay,
+            cpus=grant.cpus or None, threads=max(1, int(asked.cores)), memory=asked.memory or None,
+            disk=asked.disk or None, wall_time=asked.wall_time, processes=run.processes, chunk=run.chunk,
+            blobs=tuple(b.digest for b in run.blobs), environ=environ,
+        )
+
+    def _close_template(self, template: int) -> None:
+        self.pool.remove(template)
+        self._out.append(c.CloseTemplate(template))
+
+    def _tell(self, message: c.News) -> None:
+        self._out.append(c.Tell(message))
+
+
+def _overlay(function: m.DefineFunction) -> Item | None:
+    if function.overlay is None:
+        return None
+    if isinstance(function.overlay, Blob):
+        return Item("overlay", function.overlay.digest)
+    return Item("overlay", Digest(hashlib.sha256(function.overlay.data).hexdigest()))
+
+
+def _needs(function: m.DefineFunction, run: m.Run) -> Iterable[Item]:
+    """All that must be on the node before the call can start."""
+    yield Item("environment", function.environment.digest)
+    if (overlay := _overlay(function)) is not None:
+        yield overlay
+    for payload in (function.code, run.arguments, *run.blobs):
+        if isinstance(payload, Blob):
+            yield Item("blob", payload.digest)
+
+
+def _wants(call: Call, item: Item) -> bool:
+    """Whether the call needs the item, or the archive that it is."""
+    return item in call.needs or any(n.digest == item.digest for n in call.needs if n.kind != "blob")
+
+
+def _archive(call: Call, item: Item) -> Payload:
+    overlay = call.function.overlay
+    return overlay if item.kind == "overlay" and overlay is not None else call.function.environment
+
+
+def _size(call: Call, item: Item) -> int:
+    payloads = (call.function.code, call.run.arguments, *call.run.blobs)
+    return next(p.size for p in payloads if isinstance(p, Blob) and p.digest == item.digest)

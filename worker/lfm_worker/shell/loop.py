@@ -1,0 +1,435 @@
+"""The worker daemon: one poller loop that turns the world into events for the core, and its commands into deeds.
+
+Owns descriptors, child processes and directories.  Never imports or unpickles anything of a user's, never
+waits for a disk, a child or the network: each of these is a descriptor in the poller.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import assert_never
+
+import zmq
+
+from lfm.blobs import BlobStore
+from lfm.connection import Dialer
+from lfm.errors import ConnectionFailed, ProtocolError
+from lfm.protocol import messages as m
+from lfm.protocol.outcomes import Blob, Inline, Lost, Payload, Returned
+from lfm.run import ConnectionFile
+from lfm_worker.core import commands as c
+from lfm_worker.core import events as e
+from lfm_worker.core.items import Item
+from lfm_worker.core.outbox import Outbox
+from lfm_worker.core.worker import Settings, WorkerCore
+from lfm_worker.shell.places import Cache, Home
+from lfm_worker.shell.prepare import Preparation, cause_of, unpack_overlay
+from lfm_worker.shell.processes import Signals, become_subreaper, kill_orphans
+from lfm_worker.shell.transfers import Transfers
+from lfm_worker.shell.unpack import is_ready
+from lfm_worker.templates.calls import Call, Ended, NearLimit, Started, TemplateLost
+from lfm_worker.templates.template import Template, install_runtime
+
+log = logging.getLogger(__name__)
+
+FAREWELL = 10.0  # seconds that the last messages may take
+RETRY_ORPHANS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line decides.  Times are seconds."""
+
+    connect_timeout: float = 30.0
+    grace: float = 20.0  # from SIGTERM until what still runs is killed
+    on_manager_lost: str = "finish"  # "finish": what runs; "stop": at once
+    manager_lost_after: float = 300.0  # without the manager and without a running call
+    stdin_eof: bool = False  # stop when stdin closes
+
+
+class Worker:
+    """One worker, from hello to goodbye."""
+
+    def __init__(
+        self, file: Callable[[], ConnectionFile], settings: Settings, cache: Cache, name: str,
+        labels: dict[str, str], options: Options,
+    ) -> None:
+        self._settings, self._options, self._cache = settings, options, cache
+        self._name, self._labels = name, labels
+        self._session = secrets.token_hex(8)
+        self._core = WorkerCore(settings, cache.scan(time.monotonic()))
+        self._outbox = Outbox()
+        self._home: Home
+        self._transfers: Transfers
+        self._dialer = Dialer(file, self._hello)
+        self._events: deque[e.Event] = deque()
+        self._poller = zmq.Poller()
+        self._templates: dict[int, Template] = {}
+        self._preparations: dict[int, Preparation] = {}  # by descriptor
+        self._readers: dict[int, Callable[[], None]] = {}
+        self._runtime: Path | None = None
+        self._terminated = False
+        self._orphans = False
+        self._reason: str | None = None  # why it left
+
+    # ------------------------------------------------------------ life
+
+    def run(self) -> str:
+        """Work until there is a reason to leave; the reason.  ConnectionFailed or ProtocolError if there is no manager."""
+        become_subreaper()
+        self._dialer.connect(self._options.connect_timeout)  # until then nothing of ours is on the disk
+        self._home = Home(self._cache, self._name)
+        self._transfers = Transfers(BlobStore(self._home / "blobs"), BlobStore(self._home / "results"), self._cache.blobs)
+        with Signals() as signals:
+            try:
+                self._dialer.register(self._poller)
+                self._watch(signals.fileno(), lambda: self._signalled(signals))
+                if self._options.stdin_eof:
+                    self._watch(0, self._stdin)
+                while self._reason is None:
+                    self._turn()
+                self._farewell()
+                return self._reason
+            finally:
+                self._close()
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        for socket_, _ in self._poller.poll(_milliseconds(self._deadline() - now)):
+            if isinstance(socket_, int) and (reader := self._readers.get(socket_)) is not None:
+                reader()
+        self._link()
+        now = time.monotonic()
+        if (due := self._core.deadline()) is not None and now >= due:
+            self._handle(e.Ticked())
+        for number, template in list(self._templates.items()):
+            if (due := template.deadline()) is not None and now >= due:
+                template.tick()
+                self._hear(number)
+        if self._orphans:
+            self._orphans = not kill_orphans(self._known())
+        self._dialer.flush()
+
+    def _deadline(self) -> float:
+        now = time.monotonic()
+        due = [self._dialer.deadline(), now + 3600.0]
+        if (core := self._core.deadline()) is not None:
+            due.append(core)
+        due += [at for t in self._templates.values() if (at := t.deadline()) is not None]
+        if self._orphans:
+            due.append(now + RETRY_ORPHANS)
+        if self._dialer.lost_since is not None:
+            due.append(now + 1.0)
+        return min(due)
+
+    def _farewell(self) -> None:
+        """The last messages leave, and the manager confirms them."""
+        end = time.monotonic() + FAREWELL
+        while self._dialer.unacknowledged and (now := time.monotonic()) < end:
+            self._dialer.flush()
+            self._poller.poll(_milliseconds(min(end, self._dialer.deadline()) - now))
+            try:
+                for message in self._dialer.receive():
+                    if isinstance(message, m.FetchBlob):
+                        self._tell(self._transfers.serve(message))
+                self._dialer.tick()
+            except (ConnectionFailed, ProtocolError):
+                return
+
+    def _close(self) -> None:
+        for template in self._templates.values():
+            template.close()
+        for preparation in self._preparations.values():
+            preparation.close()
+        end = time.monotonic() + 5.0
+        while not kill_orphans(()) and time.monotonic() < end:
+            time.sleep(0.01)
+        self._transfers.close()
+        self._dialer.close(goodbye=True)
+        self._home.remove()
+        self._cache.close()
+
+    # ------------------------------------------------------------ the manager
+
+    def _hello(self) -> m.WorkerHello:
+        offer = self._settings.offer
+        if self._settings.end is not None:
+            left = max(0.0, self._settings.end - time.monotonic())
+            offer = replace(offer, wall_time=left)
+        return m.WorkerHello(
+            session=self._session, name=self._name, host=socket.gethostname(), pid=os.getpid(), offer=offer,
+            gpu_devices=self._settings.gpu_devices, labels=self._labels,
+            environments=self._core.environments(), running=(*self._core.running(), *self._outbox.running()),
+        )
+
+    def _link(self) -> None:
+        """Take what the manager said, keep the connection alive, and notice when it is lost."""
+        try:
+            for message in self._dialer.receive():
+                self._said(message)
+            if time.monotonic() >= self._dialer.deadline():
+                self._dialer.tick()
+        except (ConnectionFailed, ProtocolError) as error:
+            self._reason = str(error)
+            return
+        now = time.monotonic()
+        self._outbox.confirmed(self._dialer.unacknowledged, now)
+        lost = self._dialer.lost_since
+        if lost is None:
+            return
+        patience = self._options.manager_lost_after
+        if self._options.on_manager_lost == "stop" or (not self._core.calls and now - lost > patience):
+            self._reason = f"the manager has not answered for {now - lost:.0f} s"
+
+    def _said(self, message: m.Message) -> None:
+        match message:
+            case m.DefineFunction() | m.Run() | m.KillCall() | m.Drain() | m.ForgetBlob():
+                self._handle(e.Told(message))
+            case m.BlobChunk():
+                self._moved(*self._transfers.came(message))
+            case m.BlobMissing():
+                self._moved(*self._transfers.missing(message))
+            case m.FetchBlob():
+                self._tell(self._transfers.serve(message))
+            case m.Welcome():
+                if not message.resumed:
+                    self._start_over()
+            case _:
+                log.warning("the manager said %s, which is nothing for a worker", type(message).__name__)
+
+    def _start_over(self) -> None:
+        """The manager knows nothing of this session's past: say again what it must know."""
+        ends, self._outbox = self._outbox.again(), Outbox()
+        for ended in ends:
+            self._tell(ended)
+        self._ask(self._transfers.again())
+        self._handle(e.Welcomed(resumed=False))
+
+    def _tell(self, message: m.Message) -> None:
+        self._dialer.send(message)
+        self._outbox.said(message)
+
+    def _ask(self, asks: list[m.FetchBlob]) -> None:
+        for ask in asks:
+            self._tell(ask)
+
+    def _moved(self, asks: list[m.FetchBlob], events: list[e.Event]) -> None:
+        self._ask(asks)
+        for event in events:
+            self._handle(event)
+
+    # ------------------------------------------------------------ the core's commands
+
+    def _handle(self, event: e.Event) -> None:
+        """One event after the other: what a command brings about waits until its siblings are carried out."""
+        self._events.append(event)
+        if len(self._events) > 1:
+            return
+        while self._events:
+            for command in self._core.handle(self._events[0], time.monotonic()):
+                self._carry_out(command)
+            self._events.popleft()
+
+    def _carry_out(self, command: c.Command) -> None:
+        match command:
+            case c.Tell():
+                self._tell(command.message)
+            case c.Fetch():
+                self._moved(*self._transfers.fetch(command.digest, command.size))
+            case c.Prepare():
+                self._prepare(command.item, command.data)
+            case c.StartTemplate():
+                self._start_template(command)
+            case c.CloseTemplate():
+                self._close_template(command.template)
+            case c.StartCall():
+                self._start_call(command)
+            case c.StopCall():
+                if (template := self._templates.get(command.template)) is not None:
+                    template.kill(command.call)
+            case c.RaiseLimit():
+                if (template := self._templates.get(command.template)) is not None:
+                    template.raise_limit(command.call, memory=command.memory)
+            case c.Drop():
+                self._drop(command.item)
+            case c.DropResult():
+                self._transfers.results.drop(command.digest)
+            case c.Leave():
+                self._reason = command.reason
+            case _:
+                assert_never(command)
+
+    def _drop(self, item: Item) -> None:
+        if item.kind == "blob":
+            self._transfers.drop(item.digest)
+        self._cache.drop(item)
+
+    # ------------------------------------------------------------ environments and overlays
+
+    def _prepare(self, item: Item, data: bytes | None) -> None:
+        try:
+            self._cache.use(item)
+            if data is not None:
+                unpack_overlay(data, item.digest, self._cache.into(item.kind))
+                self._prepared(e.Prepared(item, len(data), 0.0))
+                return
+            if item.kind == "environment" and is_ready(item.digest, self._cache.into(item.kind)):
+                self._cache.touch(item)
+                self._handle(e.Prepared(item, self._cache.size(item), 0.0))
+                return
+            preparation = Preparation(item, self._transfers.own.path(item.digest), self._cache.into(item.kind))
+        except Exception as error:  # a damaged archive raises whatever it likes
+            self._handle(e.PrepareFailed(item, f"{item.kind} cannot be unpacked: {error}", cause_of(error)))
+            return
+        self._preparations[preparation.fileno()] = preparation
+        self._watch(preparation.fileno(), lambda: self._progress(preparation))
+
+    def _progress(self, preparation: Preparation) -> None:
+        fd = preparation.fileno()
+        event = preparation.receive()
+        if event is None:
+            return
+        self._unwatch(fd)
+        del self._preparations[fd]
+        if isinstance(event, e.Prepared):
+            self._prepared(event)
+        else:
+            self._handle(event)
+
+    def _prepared(self, event: e.Prepared) -> None:
+        self._cache.note_size(event.item, event.size)
+        self._handle(event)
+        self._handle(e.CacheScanned(self._cache.scan(time.monotonic())))
+
+    # ------------------------------------------------------------ templates and calls
+
+    def _start_template(self, command: c.StartTemplate) -> None:
+        prefix = self._cache.path(Item("environment", command.environment))
+        try:
+            if self._runtime is None:
+                self._runtime = install_runtime(self._home / "runtime")
+            template = Template(
+                prefix / "bin" / "python", runtime=self._runtime, preload=command.preload,
+                slots=max(1, int(self._settings.offer.cores)),
+            )
+        except OSError as error:
+            self._handle(e.TemplateEnded(command.template, f"cannot be started: {error}"))
+            return
+        self._templates[command.template] = template
+        self._watch(template.fileno(), lambda: self._hear(command.template))
+
+    def _hear(self, number: int) -> None:
+        template = self._templates.get(number)
+        for report in template.receive() if template is not None else ():
+            match report:
+                case Started():
+                    self._handle(e.CallBegan(report.id))
+                case Ended():
+                    self._handle(self._ended(report))
+                case NearLimit():
+                    self._handle(e.LimitNeared(report.id, report.resource, report.measured, report.limit))
+                case TemplateLost():
+                    self._close_template(number)
+                    self._handle(e.TemplateEnded(number, report.reason))
+                    self._orphans = True
+                    return
+
+    def _ended(self, report: Ended) -> e.CallStopped:
+        """A large value moves to the results, from where the manager pulls it."""
+        outcome = report.outcome
+        if isinstance(outcome, Returned) and isinstance(outcome.value, Blob):
+            try:
+                outcome = Returned(self._transfers.results.adopt(self._result(report.id)))
+            except OSError as error:
+                outcome = Lost(f"its result could not be kept on the worker: {error}")
+        return e.CallStopped(report.id, outcome, report.usage, report.stdout, report.stderr)
+
+    def _start_call(self, command: c.StartCall) -> None:
+        template = self._templates.get(command.template)
+        if template is None:
+            return  # it could not be started, and the core knows
+        # A name that was never used, in a directory that this process made: it is removed at the call's end.
+        sandbox = self._home / "sandboxes" / str(command.call)
+        try:
+            sandbox.mkdir(mode=0o700)
+            call = Call(
+                id=command.call, name=command.name, code=self._code(command), arguments=self._payload(command.arguments),
+                result=self._result(command.call), sandbox=sandbox,
+                overlay=self._cache.path(Item("overlay", command.overlay)) if command.overlay else None,
+                environ=command.environ, cpus=command.cpus, threads=command.threads, memory=command.memory,
+                disk=command.disk, wall_time=command.wall_time, processes=command.processes, chunk=command.chunk,
+                blobs={digest: str(self._transfers.own.path(digest)) for digest in command.blobs},
+            )
+            template.start(call)
+        except OSError as error:
+            reason = f"the worker cannot start it: {error}"
+            self._handle(e.CallStopped(command.call, Lost(reason, started=False), None))
+
+    def _code(self, command: c.StartCall) -> Path:
+        if isinstance(command.code, Blob):
+            return self._transfers.own.path(command.code.digest)
+        # Named by us: a function's id comes from outside and is no path.
+        path = self._home / "functions" / hashlib.sha256(command.code.data).hexdigest()
+        if not path.exists():
+            path.write_bytes(command.code.data)
+        return path
+
+    def _payload(self, payload: Payload) -> bytes | Path:
+        return payload.data if isinstance(payload, Inline) else self._transfers.own.path(payload.digest)
+
+    def _result(self, call: int) -> Path:
+        return self._home / "results" / f".call-{call}"
+
+    def _close_template(self, number: int) -> None:
+        if (template := self._templates.pop(number, None)) is not None:
+            self._unwatch(template.fileno())
+            template.close()
+
+    # ------------------------------------------------------------ signals, stdin, descriptors
+
+    def _signalled(self, signals: Signals) -> None:
+        for number in signals.take():
+            if number == signal.SIGCHLD:
+                self._orphans = True
+            elif number == signal.SIGINT or (number == signal.SIGTERM and self._terminated):
+                self._handle(e.StopAsked(f"stopped by {number.name}"))
+            else:
+                self._terminated |= number == signal.SIGTERM
+                grace = self._options.grace if number in (signal.SIGTERM, signal.SIGHUP) else None
+                self._handle(e.DrainAsked(f"told to leave by {number.name}", within=grace))
+
+    def _stdin(self) -> None:
+        if not os.read(0, 4096):
+            self._unwatch(0)
+            self._handle(e.StopAsked("its owner has gone"))
+
+    def _known(self) -> set[int]:
+        return {t.pid for t in self._templates.values()} | {p.pid for p in self._preparations.values()}
+
+    def _watch(self, fd: int, reader: Callable[[], None]) -> None:
+        self._readers[fd] = reader
+        self._poller.register(fd, zmq.POLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        if self._readers.pop(fd, None) is not None:
+            self._poller.unregister(fd)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(0, int(seconds * 1000) + 1)  # not less: it would be polled twice
+
+
+def default_name(batch: str, job: str) -> str:
+    """What people see: the batch job, else the process."""
+    host = socket.gethostname().split(".")[0]
+    return f"{batch}-{job}" if job else f"{host}-{os.getpid()}"

@@ -1,0 +1,147 @@
+"""Unpacks an archive in a process of its own, so that the worker's loop never waits for a disk.
+
+``python -m lfm_worker.shell.prepare environment|overlay ARCHIVE DIGEST INTO`` prints one line of JSON on stdout:
+``{"bytes"}`` or ``{"reason", "cause"}``.  Dies with the worker.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from lfm.protocol.ids import Digest
+from lfm_worker.core import events as e
+from lfm_worker.core.items import Item
+from lfm_worker.shell.unpack import UnpackFailed, unpack
+
+PR_SET_PDEATHSIG = 1
+
+
+def unpack_overlay(archive: Path | bytes, digest: Digest, into: Path) -> Path:
+    """The folder of an overlay; unpacked beside its place and renamed, so that a folder that is there is whole."""
+    place = into / digest
+    if place.is_dir():
+        return place
+    draft = Path(tempfile.mkdtemp(prefix=".new-", dir=into))  # ours: made just now, and the only thing removed
+    try:
+        source = io.BytesIO(archive) if isinstance(archive, bytes) else archive.open("rb")
+        with source, tarfile.open(fileobj=source) as tar:
+            tar.extractall(draft, filter="data")
+        draft.rename(place)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not place.is_dir():  # another was faster
+            raise
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return place
+
+
+def tree_size(path: Path) -> int:
+    """Bytes on the disk, each hard-linked file once."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for top, _, files in os.walk(path):
+        for name in files:
+            found = (Path(top) / name).lstat()
+            if found.st_nlink > 1:
+                if (found.st_dev, found.st_ino) in seen:
+                    continue
+                seen.add((found.st_dev, found.st_ino))
+            total += found.st_blocks * 512
+    return total
+
+
+def cause_of(error: BaseException, archive: Path | None = None) -> e.Cause:
+    """What could help against it."""
+    if isinstance(error, UnpackFailed):
+        known: dict[int, e.Cause] = {UnpackFailed.CORRUPT: "corrupt", UnpackFailed.FULL: "full"}
+        if error.code in known:
+            return known[error.code]
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "full"
+    elif isinstance(error, tarfile.TarError | EOFError | UnicodeDecodeError):
+        return "corrupt"
+    return "gone" if archive is not None and not archive.exists() else "other"
+
+
+class Preparation:
+    """One running preparation.  Register ``fileno()``; when it is readable, ``receive()`` until it gives an event."""
+
+    def __init__(self, item: Item, archive: Path, into: Path) -> None:
+        self.item = item
+        self._started = time.monotonic()
+        self._said = b""
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "lfm_worker.shell.prepare", item.kind, archive, item.digest, into],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        self._pipe = self._process.stdout
+        os.set_blocking(self._pipe.fileno(), False)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fileno(self) -> int:
+        return self._pipe.fileno()
+
+    def receive(self) -> e.Prepared | e.PrepareFailed | None:
+        try:
+            piece = os.read(self.fileno(), 65536)
+        except BlockingIOError:
+            return None
+        self._said += piece
+        if piece:
+            return None
+        self._pipe.close()
+        self._process.wait()
+        return self._result()
+
+    def _result(self) -> e.Prepared | e.PrepareFailed:
+        try:
+            said: dict[str, Any] = json.loads(self._said)
+        except ValueError:
+            status = self._process.returncode
+            return e.PrepareFailed(self.item, f"unpacking ended with status {status}", "other")
+        if "reason" in said:
+            return e.PrepareFailed(self.item, said["reason"], said["cause"])
+        return e.Prepared(self.item, said["bytes"], time.monotonic() - self._started)
+
+    def close(self) -> None:
+        """End it; what it began to unpack is never mistaken for a whole."""
+        self._pipe.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def main() -> None:
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+    kind, archive, digest, into = sys.argv[1], Path(sys.argv[2]), Digest(sys.argv[3]), Path(sys.argv[4])
+    try:
+        place = (unpack_overlay if kind == "overlay" else unpack)(archive, digest, into)
+        said: dict[str, Any] = {"bytes": tree_size(place)}
+    except Exception as error:
+        said = {"reason": str(error) or type(error).__name__, "cause": cause_of(error, archive)}
+    print(json.dumps(said), flush=True)
+
+
+if __name__ == "__main__":
+    main()
