@@ -1,0 +1,5 @@
+"""``python -m lfm`` is ``lfm``."""
+
+from lfm.cli.main import main
+
+main()

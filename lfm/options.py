@@ -1,0 +1,118 @@
+"""What may be said about a call besides its function and arguments: names, units, and how one saying yields to another.
+
+Pure.  Knows nothing of sessions or messages but the Request that a call carries.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from lfm.protocol.resources import Request, parse_duration, parse_size
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """None: not said, so it is learned (resources), or the default."""
+
+    cores: float | None = None
+    memory: int | None = None  # bytes
+    disk: int | None = None  # bytes
+    gpus: int | None = None
+    wall_time: float | None = None  # seconds
+    processes: int | None = None
+    retries: int | None = None
+    priority: float | None = None
+    category: str | None = None
+    imports: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    environment: Any = None
+
+    @classmethod
+    def parse(cls, said: Mapping[str, Any]) -> Options:
+        """Options as a user writes them.  TypeError for a name that is none, ValueError for a wrong amount."""
+        read: dict[str, Any] = {}
+        for name, value in said.items():
+            if name not in _READERS:
+                raise TypeError(_unknown(name))
+            if value is not None:
+                try:
+                    read[name] = _READERS[name](value)
+                except (ValueError, TypeError) as error:
+                    raise type(error)(f"{name}={value!r}: {error}") from None
+        return cls(**read)
+
+    def over(self, other: Options) -> Options:
+        """These, and what they do not say from ``other``; imports add up."""
+        if other == _NOTHING:
+            return self
+        said = {f.name: mine for f in fields(self) if (mine := getattr(self, f.name)) not in (None, ())}
+        for name in ("imports", "exclude"):
+            if name in said:
+                said[name] = tuple(dict.fromkeys((*getattr(other, name), *said[name])))
+        return replace(other, **said) if said else other
+
+    def request(self) -> Request:
+        return Request(self.cores, self.memory, self.disk, self.gpus, self.wall_time, self.processes)
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, _READERS, n=1, cutoff=0.5)
+    known = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(_READERS)}"
+    return f"{name!r} is not an option; {known}"
+
+
+def _above_zero(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        amount = parse(value)
+        if not amount > 0:
+            raise ValueError("must be above zero")
+        return amount
+
+    return read
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError("must be a number")
+    return float(value)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError("must be a whole number")
+    if (count := value.__index__()) < 0:
+        raise ValueError("must not be negative")
+    return int(count)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError("must be a text")
+    return value
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
+    if names is None or not all(isinstance(n, str) and n.replace(".", "").isidentifier() for n in names):
+        raise TypeError("must be names of modules")
+    return names
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "cores": _above_zero(_number),
+    "memory": _above_zero(parse_size),
+    "disk": _above_zero(parse_size),
+    "gpus": _count,
+    "wall_time": _above_zero(parse_duration),
+    "processes": _above_zero(_count),
+    "retries": _count,
+    "priority": _number,
+    "category": _text,
+    "imports": _names,
+    "exclude": _names,
+    "environment": lambda value: value,
+}
+_NOTHING = Options()

@@ -1,0 +1,94 @@
+"""From a function and its arguments to the messages that submit it: pickled in the caller's thread, large parts spooled.
+
+Knows what has been described already, so that environment and function are put into words once a session.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from lfm.function.pack import Packer
+from lfm.options import Options
+from lfm.protocol.ids import Digest, EnvironmentKey, FunctionId, TaskId
+from lfm.protocol.messages import DeclareEnvironment, DeclareFunction, Submit
+from lfm.protocol.outcomes import Blob
+from lfm.spool import Spool
+
+if TYPE_CHECKING:
+    from lfm.function.handle import Handle
+    from lfm.function.pack import Packed
+
+Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A function as it is declared, and what its decorator said about its calls."""
+
+    environment: DeclareEnvironment
+    function: DeclareFunction
+    options: Options
+
+
+class Outgoing:
+    """Makes messages.  Safe for several threads."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._packer: Packer | None = None
+        self._lock = Lock()  # of the packer and what is described
+        self.described: dict[FunctionId, Described] = {}
+        self._environments: dict[EnvironmentKey, DeclareEnvironment] = {}
+
+    def submit(
+        self, task: TaskId, fn: Callable[..., Any], calls: Calls, chunked: bool, options: Options, waiting: int
+    ) -> tuple[Submit, Described]:
+        """The message for one call (or a chunk of them); raises what analysing and pickling raise."""
+        handles: list[Handle] = []
+        with self._lock:
+            if self._packer is None:
+                self._packer = Packer()
+            packed = self._packer.pack(fn, imports=options.imports, exclude=options.exclude, environment=options.environment)
+            packed, pieces = (
+                self._packer.object(packed, calls, found=handles) if chunked
+                else self._packer.arguments(packed, *calls[0], found=handles)
+            )  # fmt: skip
+            described = self.described.get(packed.function)
+            if described is None:
+                described = self._describe(packed)
+        options = options.over(described.options)
+        blobs = tuple(Blob(Digest(handle.digest), handle.size) for handle in handles)
+        for blob in blobs:
+            if not self._spool.holds(blob.digest):
+                raise ValueError("a handle among the arguments was made by another executor, or this one is shut down")
+            self._spool.hold(blob)
+        return Submit(
+            task, packed.function, self._spool.payload(pieces, waiting), options.request(), options.category,
+            options.retries or 0, options.priority or 0.0, len(calls) if chunked else 0, blobs,
+        ), described
+
+    def _describe(self, packed: Packed) -> Described:
+        for text in packed.warnings:
+            warnings.warn(text, UserWarning, stacklevel=5)
+        key = EnvironmentKey(packed.plan.key)
+        environment = self._environments.get(key)
+        if environment is None:
+            plan = self._spool.payload([packed.plan.to_json()], 0)
+            environment = self._environments[key] = DeclareEnvironment(key, plan, packed.environment_name)
+        function = DeclareFunction(
+            packed.function, packed.name, packed.category, key, self._spool.payload(packed.code, 0),
+            None if packed.overlay is None else self._spool.payload([packed.overlay], 0), packed.preload,
+        )
+        described = self.described[packed.function] = Described(environment, function, Options.parse(packed.options))
+        return described
+
+    def over(self, submit: Submit) -> None:
+        """The call is over: what it alone needed is not needed any more."""
+        if isinstance(submit.arguments, Blob):
+            self._spool.release(submit.arguments)
+        for blob in submit.blobs:
+            self._spool.release(blob)

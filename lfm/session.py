@@ -1,0 +1,516 @@
+"""A client's session with a manager: one thread owns the link; everybody else leaves word in its outbox.
+
+Owns which calls are not over, and how the session starts, breaks and ends.  Knows nothing of pickling
+(``lfm.outgoing``), of what an outcome means (``lfm.endings``), or of how a manager came to be here
+(``lfm.embedded``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import itertools
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future as PlainFuture
+from concurrent.futures import InvalidStateError
+from concurrent.futures._base import PENDING
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from lfm.connection import Dialer
+from lfm.endings import Sealed, error_of
+from lfm.errors import CallCancelled, ConnectionFailed, LfmError, ProtocolError, Unschedulable
+from lfm.future import Future
+from lfm.incoming import Incoming
+from lfm.monitor import payload
+from lfm.options import Options
+from lfm.outgoing import Calls, Outgoing
+from lfm.progress import EnvironmentBars
+from lfm.protocol import messages as m
+from lfm.protocol import outcomes as o
+from lfm.protocol.ids import EnvironmentKey, FunctionId, TaskId
+from lfm.run import ConnectionFile
+from lfm.spool import Spool
+
+if TYPE_CHECKING:
+    from lfm.embedded import Embedded
+    from lfm.function.handle import Handle
+
+CONNECT_TIMEOUT = 30.0  # seconds for the first handshake, and for an answer
+PATIENCE = 600.0  # seconds without a manager after which calls are given up
+GONE_PATIENCE = 10.0  # the same, once its connection file was taken back
+ON_THE_WAY = 8192  # messages that may wait in the link; the rest waits here, not yet encoded
+CHECK_EVERY = 1.0  # seconds, where the system cannot tell that a process has ended
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+class Session:
+    """The link, its thread, and the calls that are not over."""
+
+    def __init__(self, connection: Callable[[], ConnectionFile], embedded: Embedded | None = None) -> None:
+        self.name = secrets.token_hex(6)
+        self._embedded = embedded
+        self._connection = connection
+        self._dialer = Dialer(connection, self._hello)
+        self.spool = Spool(embedded.directory if embedded else None)
+        self._outgoing = Outgoing(self.spool)
+        self._incoming = Incoming(self.spool, self._dialer.send)
+        self._bars = EnvironmentBars()
+        self._pid = os.getpid()
+        self._numbers = itertools.count(1)
+
+        self._lock = threading.Lock()  # of the outbox's door: what was let in before it closed is answered
+        self._closing = self._ended = False
+        self._broken: Exception | None = None
+        self._outbox: deque[Future[Any] | m.Message] = deque()
+        self._asleep = False
+        self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_out, False)
+        os.set_blocking(self._wake_in, False)
+
+        # From here on the thread's own.
+        self._calls: dict[TaskId, Future[Any]] = {}  # sent and not over
+        self._inline_in = self._inline_over = 0  # bytes of arguments in messages: all that came in, all that are over
+        self._declared: set[EnvironmentKey | FunctionId] = set()
+        self._released: list[TaskId] = []
+        self._questions: dict[int, PlainFuture[Any]] = {}
+        self.capacity: m.Capacity | None = None
+        self._warned_lost = False
+        self._watched: set[int] = set()  # descriptors of the embedded processes
+        self._run_name = "" if embedded else self._dialer.connect(CONNECT_TIMEOUT).run
+        self._thread = threading.Thread(target=self._run, name="lfm-session")
+        self._thread.start()
+        _sessions.add(self)
+
+    def _hello(self) -> m.ClientHello:
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a container's uid without a name
+            user = str(os.getuid())
+        return m.ClientHello(self.name, user, socket.gethostname(), self._pid)
+
+    # ---------------------------------------------------------------- for everybody: leaving word
+
+    def submit(self, fn: Callable[..., Any], calls: Calls, options: Options, *, chunked: bool, via: int) -> Future[Any]:
+        """A future at once; what cannot be pickled is its exception."""
+        self._check_open()
+        future: Future[Any] = Future()
+        future._via = via
+        future._id = TaskId(f"{self.name}-{next(self._numbers)}")
+        waiting = self._inline_in - self._inline_over
+        try:
+            submit, described = self._outgoing.submit(future._id, fn, calls, chunked, options, waiting)
+        except Exception as error:
+            future._name = getattr(fn, "__qualname__", repr(fn))
+            future.set_exception(error)
+            return future
+        future._submit = submit
+        future._name = described.function.name
+        future._environment = described.environment.key
+        future._owner = self
+        with self._lock:
+            self._check_open()
+            if isinstance(submit.arguments, o.Inline):
+                self._inline_in += len(submit.arguments.data)
+            self._outbox.append(future)
+            self._wake()
+        return future
+
+    def put(self, obj: Any) -> Handle:
+        """Keep an object's payload here, for whoever needs it, until the session ends."""
+        import cloudpickle
+
+        from lfm.function.handle import Handle
+
+        self._check_open()
+        blob = self.spool.keep(payload.pack(obj, cloudpickle.dumps))
+        return Handle(blob.digest, blob.size)
+
+    def cancelled(self, future: Future[Any]) -> None:
+        """A future was cancelled here: whatever the manager still does for it is in vain."""
+        self._post(m.Cancel((future._id,)))
+
+    def kill(self, future: Future[Any]) -> None:
+        self._post(m.Kill((future._id,)))
+
+    def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
+        """A question to the manager.  LfmError if it cannot be answered."""
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("this cannot be asked from a future's callback; ask from a thread of your own")
+        answer: PlainFuture[Any] = PlainFuture()
+        number = next(self._numbers)
+        self._questions[number] = answer
+        try:
+            if not self._post(m.Query(number, what, arguments)):
+                self._check_open()
+            body = answer.result(CONNECT_TIMEOUT)
+        except TimeoutError:
+            raise ConnectionFailed(f"the manager did not answer in {CONNECT_TIMEOUT:.0f} s; see: lfm manager info") from None
+        finally:
+            self._questions.pop(number, None)
+        if not isinstance(body, dict) or "error" in body:
+            raise LfmError(str(body.get("error") if isinstance(body, dict) else body))
+        return body
+
+    @property
+    def slots(self) -> int:
+        """How many calls can run at once."""
+        if self.capacity is not None:
+            return max(1, self.capacity.calls)
+        return self._embedded.slots if self._embedded is not None else 1
+
+    @property
+    def where(self) -> str:
+        """For people: which run this is."""
+        return "on this machine" if self._embedded is not None else f"of run {self._run_name!r}"
+
+    def _check_open(self) -> None:
+        if self._pid != os.getpid():
+            raise RuntimeError("this executor belongs to the process that forked this one; make your own")
+        if self._broken is not None:
+            raise type(self._broken)(str(self._broken))
+        if self._closing:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def _post(self, message: m.Message) -> bool:
+        with self._lock:
+            if self._ended or self._broken is not None or self._pid != os.getpid():
+                return False
+            self._outbox.append(message)
+            self._wake()
+        return True
+
+    def _wake(self) -> None:
+        """With the lock: the pipe is closed at the end, and its number may then be another file's."""
+        if self._asleep and not self._ended:
+            self._asleep = False  # one wake is enough
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._wake_in, b"\0")
+
+    # ---------------------------------------------------------------- for everybody: the end
+
+    def outstanding(self, via: int | None = None) -> list[Future[Any]]:
+        """The futures that are not over (of one view)."""
+        with self._lock:  # nothing is added meanwhile; what the thread takes from the one it puts into the other
+            waiting = [word for word in self._outbox.copy() if isinstance(word, Future)]
+        found = {id(f): f for f in (*waiting, *self._calls.copy().values())}
+        return [f for f in found.values() if not f.done() and (via is None or f._via == via)]
+
+    def close(self, wait: bool = True, cancel: bool = False, kill: bool = False) -> None:
+        """Take no more.  The rest is answered first, unless it is cancelled (waiting) or killed (all)."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            self._closing = True
+        if cancel or kill:
+            for future in self.outstanding():
+                if not future.cancel() and kill:
+                    self.kill(future)
+        with self._lock:
+            self._asleep = True  # whatever it is doing, it has to look
+            self._wake()
+        if wait and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def abandon(self) -> None:
+        """In a forked child: nothing here is ours."""
+        if self._embedded is not None:
+            self._embedded.abandon()
+
+    # ---------------------------------------------------------------- the thread
+
+    def _run(self) -> None:
+        try:
+            if self._open():
+                while not self._is_over():
+                    self._turn()
+        except (ConnectionFailed, ProtocolError) as error:
+            self._break(error)
+        except BaseException as error:
+            self._break(LfmError(f"the session broke: {type(error).__name__}: {error}; this is a defect of lfm"), error)
+        finally:
+            self._end()
+
+    def _open(self) -> bool:
+        """False: nobody wants it any more."""
+        self._poller = zmq.Poller()
+        self._poller.register(self._wake_out, zmq.POLLIN)
+        if self._embedded is not None:
+            if not self._embedded.wait_published(self._is_over):
+                return False
+            self._run_name = self._dialer.connect(CONNECT_TIMEOUT).run
+        self._dialer.register(self._poller)
+        return True
+
+    def _is_over(self) -> bool:
+        return self._closing and not (self._outbox or self._calls or self._incoming.busy or self._questions)
+
+    def _turn(self) -> None:
+        """Hear, say, sleep until there is something to do."""
+        for message in self._dialer.receive():
+            self._hear(message)
+        self._drain()
+        self._dialer.flush()
+        self._asleep = True
+        if (not self._outbox or self._dialer.waiting >= ON_THE_WAY) and not self._is_over():
+            ready = self._poller.poll(self._patience())
+            self._asleep = False
+            if any(one == self._wake_out for one, _ in ready):
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake_out, 4096)
+        self._asleep = False
+        self._look_around()
+
+    def _patience(self) -> int:
+        """Milliseconds until something is due."""
+        due = self._dialer.deadline()
+        if self._embedded is not None:
+            watches = set(self._embedded.watches)
+            for gone in self._watched - watches:
+                self._poller.unregister(gone)
+            for new in watches - self._watched:
+                self._poller.register(new, zmq.POLLIN)
+            self._watched = watches
+            if not watches:
+                due = min(due, time.monotonic() + CHECK_EVERY)
+        return max(0, int((due - time.monotonic()) * 1000) + 1)
+
+    def _look_around(self) -> None:
+        """Time has passed: keep the link alive, and see whether there is still a manager."""
+        if time.monotonic() >= self._dialer.deadline():
+            self._dialer.tick()
+        if self._embedded is not None:
+            if (reason := self._embedded.failure()) is not None:
+                raise ConnectionFailed(reason)
+        elif (since := self._dialer.lost_since) is None:
+            self._warned_lost = False
+        else:
+            self._lost(time.monotonic() - since)
+
+    def _lost(self, silent: float) -> None:
+        if not self._warned_lost:
+            self._warned_lost = True
+            self._warn(f"no word from the manager for {silent:.0f} s; trying to reach it again", UserWarning)
+        gone = True
+        with contextlib.suppress(ConnectionFailed):
+            self._connection()
+            gone = False
+        if silent > (GONE_PATIENCE if gone else PATIENCE):
+            raise ConnectionFailed(f"the manager was not heard of for {silent:.0f} s; is it running? see: lfm manager info")
+
+    # ---------------------------------------------------------------- saying
+
+    def _drain(self) -> None:
+        if self._released:
+            self._dialer.send(m.Release(tuple(self._released)))
+            self._released.clear()
+        outbox = self._outbox
+        while outbox and self._dialer.waiting < ON_THE_WAY:
+            word = outbox[0]
+            if isinstance(word, Future):
+                self._send_call(word)
+            elif isinstance(word, m.Cancel):
+                self._withdraw(word)
+            else:
+                self._dialer.send(word)
+            outbox.popleft()  # only now: close() looks for calls here and among those that were sent
+
+    def _send_call(self, future: Future[Any]) -> None:
+        submit = future._submit
+        if submit is None or future._state != PENDING:  # cancelled meanwhile
+            self._call_over(future)
+            return
+        self._calls[submit.task] = future
+        self._say_call(submit)
+
+    def _say_call(self, submit: m.Submit) -> None:
+        if submit.function not in self._declared:
+            described = self._outgoing.described[submit.function]
+            if described.environment.key not in self._declared:
+                self._dialer.send(described.environment)
+                self._declared.add(described.environment.key)
+            self._dialer.send(described.function)
+            self._declared.add(submit.function)
+        self._dialer.send(submit)
+
+    def _withdraw(self, word: m.Cancel) -> None:
+        """Cancelled here: off the books.  Kill, because it may have started without our knowing."""
+        known = tuple(task for task in word.tasks if task in self._calls)
+        for task in known:
+            self._call_over(self._calls.pop(task))
+        if known:
+            self._dialer.send(m.Kill(known))
+
+    def _call_over(self, future: Future[Any]) -> None:
+        submit, future._submit = future._submit, None
+        if submit is not None:
+            if isinstance(submit.arguments, o.Inline):
+                self._inline_over += len(submit.arguments.data)
+            self._outgoing.over(submit)
+
+    def _say_again(self) -> None:
+        """The manager knows nothing of this session: all that is not over is said anew."""
+        self._declared.clear()
+        for future in list(self._calls.values()):
+            if future._submit is not None:
+                self._say_call(future._submit)
+        self._incoming.restart()
+
+    # ---------------------------------------------------------------- hearing
+
+    def _hear(self, message: m.Message) -> None:
+        match message:
+            case m.Finished():
+                self._finished(message)
+            case m.Started():
+                self._started(message)
+            case m.FetchBlob() | m.BlobChunk() | m.BlobMissing():
+                self._incoming.hear(message)
+            case m.Capacity():
+                self.capacity = message
+            case m.EnvironmentProgress():
+                self._bars.show(message)
+            case m.Notice():
+                self._notice(message)
+            case m.Answer():
+                if (question := self._questions.get(message.number)) is not None:
+                    with contextlib.suppress(InvalidStateError):
+                        question.set_result(message.body)
+            case m.Welcome():
+                if not message.resumed:
+                    self._say_again()
+            case _:
+                raise ProtocolError(f"the manager said {type(message).__name__} to a client")
+
+    def _started(self, message: m.Started) -> None:
+        future = self._calls.get(message.task)
+        if future is None:
+            return
+        future._started = message
+        with future._condition:
+            if future._state == PENDING:
+                future.set_running_or_notify_cancel()
+
+    def _finished(self, message: m.Finished) -> None:
+        future = self._calls.get(message.task)
+        if future is None:  # cancelled here: what came of it is dropped
+            self._released.append(message.task)
+            return
+        match message.outcome:
+            case o.Returned(o.Inline(data)) | o.Raised(error=o.Inline(data)):
+                self._complete(future, message, data)
+            case o.Returned(o.Blob() as blob) | o.Raised(error=o.Blob() as blob):
+                self._incoming.fetch(blob, lambda data: self._complete(future, message, data))
+            case _:
+                self._complete(future, message, None)
+
+    def _complete(self, future: Future[Any], finished: m.Finished, data: payload.Buffer | None) -> None:
+        """The future's last moment with us.  ``data`` None: there is none, or it could not be had."""
+        self._calls.pop(finished.task, None)
+        self._released.append(finished.task)
+        self._call_over(future)
+        future._finished = finished
+        try:
+            if isinstance(finished.outcome, o.Cancelled):
+                if not future.cancel():  # by somebody else
+                    future.set_exception(CallCancelled(f"{future._name} was cancelled"))
+            elif not isinstance(finished.outcome, o.Returned):
+                future.set_exception(error_of(finished, future._name, data))
+            elif data is None:
+                future.set_exception(LfmError(f"{future._name} gave a value that was lost with the manager; submit it again"))
+            else:
+                future.set_result(Sealed(data))
+        except InvalidStateError:
+            pass  # cancelled in this very moment
+
+    def _notice(self, notice: m.Notice) -> None:
+        if notice.level != "warning":
+            if sys.stderr.isatty():
+                print(f"lfm: {notice.text}", file=sys.stderr)
+            return
+        trouble = self._warn(notice.text, Unschedulable if "larger than" in notice.text else UserWarning)
+        for task in notice.tasks if trouble else ():  # warnings are errors here: then these calls fail by it
+            if (future := self._calls.pop(task, None)) is not None:
+                self._dialer.send(m.Kill((task,)))
+                self._call_over(future)
+                with contextlib.suppress(InvalidStateError):
+                    future.set_exception(trouble)
+
+    @staticmethod
+    def _warn(text: str, kind: type[Warning]) -> Warning | None:
+        try:
+            warnings.warn(kind(text), stacklevel=2)
+        except Warning as raised:
+            return raised
+        return None
+
+    # ---------------------------------------------------------------- breaking and ending
+
+    def _break(self, error: Exception, cause: BaseException | None = None) -> None:
+        """No manager any more: everybody who waits is told."""
+        with self._lock:
+            self._broken = error
+            self._closing = True
+        while self._outbox:
+            word = self._outbox.popleft()
+            if isinstance(word, Future):
+                self._calls[word._id] = word
+        for waiting in (*self._calls.values(), *self._questions.values()):
+            told = type(error)(str(error))  # each its own: a traceback belongs to one
+            told.__cause__ = cause
+            with contextlib.suppress(InvalidStateError):
+                waiting.set_exception(told)
+        for future in list(self._calls.values()):
+            self._call_over(future)
+        self._calls.clear()
+
+    def _end(self) -> None:
+        self._bars.close()
+        self._incoming.close()
+        if self._broken is None:
+            with contextlib.suppress(ConnectionFailed, ProtocolError):
+                self._drain()
+                self._dialer.flush()
+        self._dialer.close(goodbye=True)
+        if self._embedded is not None:
+            self._embedded.stop()
+        self.spool.close()
+        with self._lock:
+            self._ended = True
+            os.close(self._wake_in)
+            os.close(self._wake_out)
+
+
+# -------------------------------------------------------------------- the interpreter's end, and forks
+
+
+def _at_exit() -> None:
+    """As in concurrent.futures: what was submitted is answered before the interpreter ends, unless it ends by Ctrl-C."""
+    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+    for session in list(_sessions):
+        try:
+            session.close(kill=interrupted)
+        except KeyboardInterrupt:
+            interrupted = True
+            session.close(kill=True)
+
+
+def _after_fork() -> None:
+    for session in list(_sessions):
+        session.abandon()
+    _sessions.clear()
+
+
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # before the interpreter joins our threads
+os.register_at_fork(after_in_child=_after_fork)
