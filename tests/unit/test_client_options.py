@@ -1,0 +1,58 @@
+"""Options: names, units, and which saying wins."""
+
+import pytest
+
+from lfm.options import Options
+from lfm.protocol.resources import Request
+
+
+def test_units_are_read():
+    read = Options.parse({"memory": "4GB", "wall_time": "1h30m", "cores": 2, "gpus": 1, "disk": 10**6, "processes": 8})
+    assert read.request() == Request(2.0, 4 * 10**9, 10**6, 1, 5400.0, 8)
+
+
+def test_a_typo_names_the_nearest_option():
+    with pytest.raises(TypeError, match="'memroy' is not an option; did you mean 'memory'"):
+        Options.parse({"memroy": "4GB"})
+
+
+def test_a_name_like_none_lists_all():
+    with pytest.raises(TypeError, match="there are: cores, memory"):
+        Options.parse({"xyzzy": 1})
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ({"memory": "4 bananas"}, ValueError),
+        ({"memory": -1}, ValueError),
+        ({"memory": 0}, ValueError),
+        ({"wall_time": "soon"}, ValueError),
+        ({"cores": 0}, ValueError),
+        ({"cores": "two"}, TypeError),
+        ({"cores": True}, TypeError),
+        ({"gpus": 0.5}, TypeError),
+        ({"retries": -1}, ValueError),
+        ({"category": ""}, TypeError),
+        ({"imports": [3]}, TypeError),
+        ({"imports": ["not a name"]}, TypeError),
+    ],
+)
+def test_wrong_amounts_name_the_option(said, kind):
+    with pytest.raises(kind, match=next(iter(said))):
+        Options.parse(said)
+
+
+def test_none_says_nothing():
+    assert Options.parse({"memory": None}) == Options()
+
+
+def test_later_options_win_and_imports_add_up():
+    first = Options.parse({"memory": "1GB", "cores": 2, "imports": ["a"], "gpus": 1})
+    second = Options.parse({"memory": "2GB", "imports": ["b", "a"], "gpus": 0})
+    both = second.over(first)
+    assert (both.memory, both.cores, both.imports, both.gpus) == (2 * 10**9, 2.0, ("a", "b"), 0)
+
+
+def test_a_single_import_may_be_a_text():
+    assert Options.parse({"imports": "openpyxl"}).imports == ("openpyxl",)
