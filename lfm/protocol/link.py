@@ -1,0 +1,133 @@
+"""One session's stream of messages, both ways, whole and in order over connections that come and go.  Pure.
+
+ZeroMQ loses what is on the wire when a connection is cut and tells nobody.  So every frame has a number, the
+receiver says how far it has come, and what it has not come to is sent again.  A packet is a list of frames
+whose first is its header::
+
+    D first acknowledged   data: the frames that follow are numbered from ``first``
+    P last  acknowledged   ping: an answer (any packet) is wanted; ``last`` is the newest number sent
+    A last  acknowledged   the same, and no answer is wanted
+    N last  acknowledged   something is missing: send again from acknowledged + 1
+
+A link is bounded: what exceeds the window waits at the sender, in the order in which it was pushed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+
+from lfm.errors import ProtocolError
+
+HEADER = struct.Struct("<cQQ")
+DATA, PING, ACK, AGAIN = b"D", b"P", b"A", b"N"
+
+WINDOW_FRAMES = 8192  # sent and not acknowledged, at most
+WINDOW_BYTES = 64 << 20
+PACKET_FRAMES = 512
+PACKET_BYTES = 4 << 20
+ACK_FRAMES = 256  # acknowledge at the latest after so many
+
+
+class Link:
+    """The state of one end of a session."""
+
+    __slots__ = ("_acknowledged", "_bytes", "_first", "_newest", "_next", "_out", "acked_to_peer", "received")
+
+    def __init__(self) -> None:
+        self._out: deque[bytes] = deque()  # from _first on: sent and unacknowledged, then waiting
+        self._first = 1  # the number of _out[0]
+        self._next = 1  # the number of the next frame to send: _first <= _next <= _first + len(_out)
+        self._newest = 0  # the newest number ever sent, on any connection
+        self._acknowledged = 0
+        self._bytes = 0  # of _first .. _next - 1
+        self.received = 0  # the newest number that came, with all before it
+        self.acked_to_peer = 0  # how far the peer has been told
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many frames were sent and not yet acknowledged."""
+        return self._next - self._first
+
+    @property
+    def waiting(self) -> int:
+        """How many frames have not been sent: packets() has more as soon as the window opens."""
+        return len(self._out) - self.unacknowledged
+
+    @property
+    def owes_ack(self) -> bool:
+        return self.received > self.acked_to_peer
+
+    def push(self, frame: bytes) -> None:
+        """Send this frame, some time, exactly once."""
+        self._out.append(frame)
+
+    def packets(self) -> list[list[bytes]]:
+        """What can be sent now."""
+        ready = []
+        while self._next < self._first + len(self._out) and self._bytes < WINDOW_BYTES:
+            room = min(PACKET_FRAMES, WINDOW_FRAMES - self.unacknowledged)
+            if room <= 0:
+                break
+            frames: list[bytes] = []
+            size, at = 0, self._next - self._first
+            while at + len(frames) < len(self._out) and len(frames) < room and size < PACKET_BYTES:
+                frame = self._out[at + len(frames)]
+                frames.append(frame)
+                size += len(frame)
+            ready.append([HEADER.pack(DATA, self._next, self.received), *frames])
+            self._next += len(frames)
+            self._newest = max(self._newest, self._next - 1)
+            self._bytes += size
+            self.acked_to_peer = self.received
+        return ready
+
+    def control(self, kind: bytes) -> list[bytes]:
+        """A packet without frames: PING, ACK or AGAIN."""
+        self.acked_to_peer = self.received
+        return [HEADER.pack(kind, self._next - 1, self.received)]
+
+    def receive(self, packet: list[bytes]) -> tuple[list[bytes], bytes | None]:
+        """The new frames of a packet, and the kind of control packet that it wants for an answer.
+
+        ProtocolError if it is no packet, or acknowledges what was never sent.
+        """
+        try:
+            kind, number, acknowledged = HEADER.unpack(packet[0])
+        except struct.error:
+            raise ProtocolError("not a packet") from None
+        self.acknowledge(acknowledged)
+        if kind == DATA:
+            frames = packet[1:]
+            if number > self.received + 1:
+                return [], AGAIN
+            new = frames[self.received + 1 - number :]
+            self.received += len(new)
+            return new, ACK if self.received - self.acked_to_peer >= ACK_FRAMES else None
+        if kind not in (PING, ACK, AGAIN):
+            raise ProtocolError("not a packet")
+        if kind == AGAIN:
+            self.resume(acknowledged)
+        if number > self.received:
+            return [], AGAIN
+        return [], ACK if kind == PING else None
+
+    def acknowledge(self, number: int) -> None:
+        """The peer has everything up to ``number``."""
+        if number <= self._acknowledged:
+            return
+        if number > self._newest:
+            raise ProtocolError("acknowledges what was never sent")
+        for at in range(self._first, number + 1):
+            frame = self._out.popleft()
+            if at < self._next:
+                self._bytes -= len(frame)
+        self._acknowledged = number
+        self._first = number + 1
+        self._next = max(self._next, self._first)  # what was to be sent again has come after all
+
+    def resume(self, received: int) -> None:
+        """The connection is new and the peer has come to ``received``: what follows is to be sent again."""
+        self.acknowledge(received)
+        self._next = self._first
+        self._bytes = 0
