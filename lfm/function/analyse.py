@@ -63,7 +63,7 @@ class Walk:
         self.words: set[str] = set()
         self.constants: set[str] = set()
         self.entered: set[str] = set()
-        self.reached: set[tuple[str, str]] = set()
+        self.reached: set[tuple[str, ...]] = set()
         self.queue: deque[tuple[Unit, _Place]] = deque()
 
     # ------------------------------------------------------------ what to look at
@@ -160,9 +160,8 @@ class Walk:
         if not name or self.excluded(name):
             return
         if _top(name) == "lfm":
-            if not place.top and name not in inside.MODULES | {"lfm"}:
-                self.need_lfm(place.at(statement.line))
-            elif not place.top and name == "lfm" and set(statement.names) - inside.NAMES:
+            absent = set(statement.names) - inside.NAMES if name == "lfm" else name not in inside.MODULES
+            if absent and not place.top:
                 self.need_lfm(place.at(statement.line))
             return
         found = self.modules.find(name)
@@ -282,7 +281,7 @@ class Walk:
             if statement.names == ("*",):
                 name = absolute(statement, self.place(found).package)
                 if name and (name, "*", *chain) not in self.reached and self.defines(name, chain[0]):
-                    self.reached.add((name, "*", *chain))  # type: ignore[arg-type]
+                    self.reached.add((name, "*", *chain))
                     self.reach(name, chain)
 
     def everything(self, name: str) -> None:
@@ -291,7 +290,7 @@ class Walk:
         if (source := self.source(name)) is not None:
             for defined in (*source.units, *source.top.bound):
                 if (name, defined, "all") not in self.reached:
-                    self.reached.add((name, defined, "all"))  # type: ignore[arg-type]
+                    self.reached.add((name, defined, "all"))
                     self.reach(name, (defined,))
 
     def source(self, name: str) -> Source | None:

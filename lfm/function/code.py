@@ -276,7 +276,7 @@ class _Reader:
 
     def known(self, index: int) -> bool | None:
         """The truth of the condition before a jump, where it is the same for every run here."""
-        at, op, arg = self.steps[index - 1]
+        _, op, arg = self.steps[index - 1]
         names = self.code.co_names
         for table in (_GLOBAL, _ATTRIBUTE):
             if op in table and names[arg >> table[op]] == "TYPE_CHECKING":

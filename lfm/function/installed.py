@@ -90,7 +90,8 @@ class Installation:
                 yield path, digest, int(size) if size.isdigit() else None
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """Bytes, as RECORD says."""
         return sum(map(int, _SIZES.findall(self.record)))
 
     # ------------------------------------------------------------ what it says of itself
@@ -295,4 +296,4 @@ class Installed:
     @cached_property
     def whole(self) -> dict[str, int]:
         """How many distributions and bytes there are in all."""
-        return {"distributions": len(self.by_name), "bytes": sum(one.bytes for one in self.by_name.values())}
+        return {"distributions": len(self.by_name), "bytes": sum(one.size for one in self.by_name.values())}

@@ -161,7 +161,7 @@ class Packer:
         if self._modules is None or self._modules.installed.path != sys.path or self._modules.installed.stale():
             self._modules = Modules(Installed())
             for cache in (self._entries, self._bases, self._analyses, self._layers, self._grown):
-                cache.clear()  # type: ignore[attr-defined]
+                cache.clear()
         return self._modules
 
     def _fresh(self, entry: _Entry, fn: Any, parts: tuple[Any, ...]) -> bool:

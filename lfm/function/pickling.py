@@ -19,6 +19,7 @@ from lfm.function.handle import Handle
 from lfm.monitor import payload
 from lfm.monitor.payload import Buffer
 
+_OURS = frozenset({"builtins", "cloudpickle"})  # what every call has
 _ATOMS = frozenset({int, float, complex, bool, str, bytes, bytearray, type(None), type(...)})
 _BuffersTo = Callable[[pickle.PickleBuffer], Any]
 
@@ -32,17 +33,21 @@ class Met:
     handles: dict[str, Handle] = field(default_factory=dict)
 
     def look(self, obj: Any) -> None:
-        """Note a class, function or module; anything else is reached through its class."""
+        """Note an object that travels as its name, or else its class."""
         if isinstance(obj, ModuleType):
             self.references.setdefault((obj.__name__, ""))
             return
-        module = getattr(obj, "__module__", None)
-        if not isinstance(module, str):  # a builtin method: whose is it?
-            module = getattr(type(getattr(obj, "__self__", None)), "__module__", None)
         if isinstance(obj, FunctionType) and not by_name(obj):
             self.functions.setdefault(id(obj), obj)
-        elif isinstance(module, str) and module != "builtins":
-            self.references.setdefault((module, getattr(obj, "__qualname__", "")))
+            return
+        # What is neither class nor function may still travel as its name (a ufunc): its class tells where from.
+        named = obj if isinstance(obj, type | FunctionType | BuiltinFunctionType) else type(obj)
+        module, name = getattr(named, "__module__", None), getattr(named, "__qualname__", "")
+        if not isinstance(module, str):  # a method of a builtin: of whose?
+            kind = type(getattr(named, "__self__", None))
+            module, name = kind.__module__, kind.__qualname__
+        if module.partition(".")[0] not in _OURS:
+            self.references.setdefault((module, name))
 
 
 def by_name(obj: Any) -> bool:
@@ -73,6 +78,7 @@ class _Plain(pickle.Pickler):
     def __init__(self, file: io.BytesIO, buffers: _BuffersTo, met: Met) -> None:
         super().__init__(file, 5, buffer_callback=buffers)
         self._met = met
+        self._kinds: set[type] = set()
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
@@ -81,6 +87,9 @@ class _Plain(pickle.Pickler):
         if kind is type or kind is FunctionType or kind is BuiltinFunctionType or isinstance(obj, type):
             if obj.__module__ == "__main__" or (kind is FunctionType and not by_name(obj)):
                 raise _NeedsMore
+            self._met.look(obj)
+        elif kind not in self._kinds:
+            self._kinds.add(kind)
             self._met.look(obj)
         return NotImplemented
 
@@ -96,8 +105,7 @@ def _thorough() -> tuple[type[Any], type[Any]]:
             self._met = met
 
         def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, type | FunctionType | BuiltinFunctionType | ModuleType):
-                self._met.look(obj)
+            self._met.look(obj)
             return super().reducer_override(obj)
 
     class WithHandles(Thorough):

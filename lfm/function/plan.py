@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 VERSION = 1
 
@@ -63,8 +64,8 @@ class Plan:
         if raw.pop("version", None) != VERSION:
             raise ValueError("a plan of another version")
         interpreter = raw.pop("interpreter")
+        distributions = tuple(Distribution(**d) for d in raw.pop("distributions"))
+        rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         return cls(
-            interpreter=Interpreter(**interpreter) if interpreter else None,
-            distributions=tuple(Distribution(**d) for d in raw.pop("distributions")),
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()},
+            interpreter=Interpreter(**interpreter) if interpreter else None, distributions=distributions, **rest
         )
