@@ -11,6 +11,7 @@ from typing import Any
 
 from lfm.ending import outcome_of, usage_of
 from lfm.monitor import host, wire
+from lfm.monitor.contain import probe as probe
 from lfm.monitor.host import install_runtime as install_runtime
 from lfm_worker.templates.calls import Call, Ended, NearLimit, Report, Started, TemplateLost
 

@@ -1,0 +1,104 @@
+"""What this node allows for containing calls: tried out for real, in children that leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from lfm.monitor import linux
+
+_MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
+_PROC_FLAGS = 2 | 4 | 8  # nosuid, nodev, noexec
+
+
+def probe() -> dict[str, Any]:
+    """For ``lfm worker detect``: each tier and what stands against it."""
+    namespace = _try(try_namespace)
+    return {
+        "fork": "clone" if linux.can_clone() else "os.fork",
+        "pid_namespace": namespace == "",
+        "pid_namespace_why": namespace,
+        "subreaper": _try(linux.become_subreaper) == "",
+        "children_file": os.path.exists(f"/proc/self/task/{os.getpid()}/children"),
+        "cgroup": cgroup(),
+    }
+
+
+def enter_namespaces() -> None:
+    """From now on this process's children live in a PID namespace of their own; ordinary users need a user
+    namespace around it, in which they keep their own ids.  OSError where that is not allowed."""
+    uid, gid = os.getuid(), os.getgid()
+    flags = linux.CLONE_NEWPID | linux.CLONE_NEWNS
+    try:
+        linux.unshare(flags)
+    except PermissionError:
+        linux.unshare(flags | linux.CLONE_NEWUSER)
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    linux.mount("none", "/", "none", _MS_REC | _MS_PRIVATE)
+
+
+def mount_proc() -> None:
+    """Show the namespace's own processes in /proc: for its first process to do."""
+    linux.mount("proc", "/proc", "proc", _PROC_FLAGS)
+
+
+def try_namespace() -> None:
+    enter_namespaces()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            mount_proc()
+            os._exit(0 if os.readlink("/proc/self") == str(os.getpid()) else 1)
+        finally:
+            os._exit(1)
+    if os.waitpid(pid, 0)[1]:
+        raise PermissionError("/proc cannot be mounted in a namespace here")
+
+
+def cgroup() -> str:
+    """Which cgroup tier could be used: ``v2``, ``v1`` or nothing."""
+    for line in _lines("/proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers == "" and os.access(f"/sys/fs/cgroup{path}/cgroup.procs", os.W_OK):
+            return "v2" if "memory" in _first(f"/sys/fs/cgroup{path}/cgroup.controllers") else ""
+        if "memory" in controllers.split(",") and os.access(f"/sys/fs/cgroup/memory{path}", os.W_OK):
+            return "v1"
+    return ""
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path) as file:
+            return file.read().splitlines()
+    except OSError:
+        return []
+
+
+def _first(path: str) -> str:
+    return next(iter(_lines(path)), "")
+
+
+def _try(what: Callable[[], None]) -> str:
+    """Run it in a child; why it failed, empty if it did not."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.alarm(5)
+            what()
+        except BaseException as error:
+            os.write(write, (str(error) or type(error).__name__).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    why = b""
+    while part := os.read(read, 4096):
+        why += part
+    os.close(read)
+    if os.waitpid(pid, 0)[1] and not why:
+        why = b"it died trying"
+    return why.decode("utf-8", "replace")
