@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pytest
 
 from lfm.function.plan import Distribution, Interpreter, Plan
 from lfm_manager.environments import distributions, interpreter
-from lfm_manager.environments.build import build
+from lfm_manager.environments.child import build
 from lfm_manager.environments.packages import Package, Packages
 from lfm_manager.environments.problems import BuildFailed
 from lfm_manager.environments.store import Built, Store
@@ -46,7 +45,7 @@ def installed(name: str) -> Distribution:
     metadata = str(found._path)  # type: ignore[attr-defined]
     return Distribution(
         name=re.sub(r"[-_.]+", "-", name).lower(), version=found.version, why="a test",
-        location=os.path.dirname(metadata), metadata=metadata, fingerprint=hashlib.sha256(metadata.encode()).hexdigest(),
+        location=str(Path(metadata).parent), metadata=metadata, fingerprint=hashlib.sha256(metadata.encode()).hexdigest(),
     )  # fmt: skip
 
 
@@ -59,9 +58,9 @@ def conda_package(channel: Path, package: Package, depends: list[str], subdir: s
 
     index = {
         "name": package.name, "version": package.version, "build": package.build.replace("-", "_"),
-        "build_number": 0, "depends": depends, "subdir": subdir, "platform": "linux", "arch": "x86_64",
-        "timestamp": 1_700_000_000_000,
+        "build_number": 0, "depends": depends, "subdir": subdir, "timestamp": 1_700_000_000_000,
     }  # fmt: skip
+    index |= {"noarch": "python"} if subdir == "noarch" else {"platform": "linux", "arch": "x86_64"}
     (package.path / "info" / "index.json").write_text(json.dumps(index))
     name = f"{package.name}-{package.version}-{index['build']}.conda"
     files = ["info/index.json", "info/paths.json", *[entry.path for entry in package.entries]]
@@ -91,18 +90,24 @@ def probe_package(packages: Packages) -> Package:
 def noarch_package(packages: Packages) -> Package:
     """A pure Python package that is linked below whatever site-packages there is, with an entry point."""
     with packages.make("noarch-probe", "2.0", "py_0") as draft:
-        draft.write("site-packages/noarch_probe/__init__.py", b"import msgpack\ndef main():\n    print('noarch')\n")
-        draft.write("site-packages/noarch_probe-2.0.dist-info/METADATA", b"Metadata-Version: 2.1\nName: noarch-probe\nVersion: 2.0\n")
+        draft.write(
+            "site-packages/noarch_probe/__init__.py", b"import msgpack\ndef main():\n    print('noarch')\n"
+        )
+        draft.write(
+            "site-packages/noarch_probe-2.0.dist-info/METADATA",
+            b"Metadata-Version: 2.1\nName: noarch-probe\nVersion: 2.0\n",
+        )
         package = draft.finish()
-    link = {"noarch": {"type": "python", "entry_points": ["noarch-probe = noarch_probe:main"]}, "package_metadata_version": 1}
+    link = {
+        "noarch": {"type": "python", "entry_points": ["noarch-probe = noarch_probe:main"]},
+        "package_metadata_version": 1,
+    }
     (package.path / "info" / "link.json").write_text(json.dumps(link))
     return package
 
 
 @pytest.fixture(scope="module")
 def channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from rattler.index import index_fs
-
     root = tmp_path_factory.mktemp("channel")
     packages = Packages(tmp_path_factory.mktemp("source-packages"))
     python = this_python()
@@ -117,8 +122,17 @@ def channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     index = noarch.path / "info" / "index.json"
     conda_package(root, noarch, ["python", "msgpack"], subdir="noarch")
     assert json.loads(index.read_text())["subdir"] == "noarch"
-    asyncio.run(index_fs(root))
+    in_child(
+        "import asyncio, pathlib, sys; from rattler.index import index_fs; asyncio.run(index_fs(pathlib.Path(sys.argv[1])))",
+        root,
+    )
     return root
+
+
+def in_child(code: str, *arguments: object) -> None:
+    """py-rattler may abort an interpreter that ends: not ours."""
+    code += "\nimport os\nos._exit(0)\n"
+    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, timeout=300)
 
 
 @dataclass(frozen=True)
@@ -131,7 +145,12 @@ class Prefix:
         for meta in (self.path / "conda-meta").glob("*.json"):
             raw = json.loads(meta.read_text())
             found[raw["name"]] = Distribution(
-                raw["name"], raw["version"], "a test", str(self.path), str(meta), hashlib.sha256(meta.read_bytes()).hexdigest()
+                raw["name"],
+                raw["version"],
+                "a test",
+                str(self.path),
+                str(meta),
+                hashlib.sha256(meta.read_bytes()).hexdigest(),
             )
         chosen = tuple(found[name] for name in names)
         key = hashlib.sha256("".join(d.fingerprint for d in chosen).encode()).hexdigest()
@@ -144,41 +163,43 @@ class Prefix:
 
 
 @pytest.fixture(scope="module")
-def prefix(channel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefix]:
+def prefix(channel: Path, tmp_path_factory: pytest.TempPathFactory) -> Prefix:
     """What `conda create` would have made; the channel is out of reach afterwards."""
     root = tmp_path_factory.mktemp("client")
     made = Prefix(root / "env", root / "pkgs")
-    make = (
-        "import asyncio, os, sys\n"
+    copy = shutil.copytree(channel, root / "channel")
+    in_child(
+        "import asyncio, sys\n"
         "from rattler import Channel, Gateway, VirtualPackage, install, solve\n"
         "async def main(channel, prefix, cache, *specs):\n"
         "    records = await solve(sources=[Channel(channel)], specs=specs, gateway=Gateway(cache_dir=cache + '-repodata'),\n"
         "                          virtual_packages=VirtualPackage.detect())\n"
         "    await install(records, target_prefix=prefix, cache_dir=cache, show_progress=False)\n"
-        "asyncio.run(main(*sys.argv[1:]))\n"
-        "os._exit(0)\n"
-    )
-    subprocess.run(
-        [sys.executable, "-c", make, channel.as_uri(), made.path, made.cache, "python", *NAMES, "prefix-probe", "noarch-probe"],
-        check=True, timeout=300,
+        "asyncio.run(main(*sys.argv[1:]))\n",
+        copy.as_uri(), made.path, made.cache, "python", *NAMES, "prefix-probe", "noarch-probe",
     )  # fmt: skip
-    away = channel.with_name("channel-away")
-    channel.rename(away)
-    yield made
-    away.rename(channel)
+    shutil.rmtree(copy)
+    return made
 
 
 def unpacked(built: Built, tmp_path: Path) -> Path:
     into = tmp_path / "node"
     subprocess.run(
-        [sys.executable, "-m", "lfm_worker.shell.unpack", built.path, built.digest, into], check=True, timeout=300
+        [sys.executable, "-m", "lfm_worker.shell.unpack", built.path, built.digest, into],
+        check=True,
+        timeout=300,
     )
     return into / built.digest
 
 
 def run(prefix: Path, code: str) -> str:
     done = subprocess.run(
-        [prefix / "bin" / "python", "-I", "-B", "-c", code], env={}, capture_output=True, text=True, check=True, timeout=120
+        [prefix / "bin" / "python", "-I", "-B", "-c", code],
+        env={},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     return done.stdout.strip()
 
@@ -189,31 +210,48 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_a_subset_of_a_conda_prefix_is_cloned_without_its_channel(prefix: Prefix, cache: Path, tmp_path: Path) -> None:
+def test_a_subset_of_a_conda_prefix_is_cloned_without_its_channel(
+    prefix: Prefix, cache: Path, tmp_path: Path
+) -> None:
     plan = prefix.plan("python", "msgpack", "noarch-probe", verify=("msgpack", "noarch_probe"))
     built = build(plan, Store())
     assert [d["name"] for d in built.distributions] == ["python", "msgpack", "noarch-probe"]
     there = unpacked(built, tmp_path)
-    assert run(there, "import noarch_probe, msgpack, sys; print(msgpack.__file__.startswith(sys.prefix))") == "True"
+    assert (
+        run(there, "import noarch_probe, msgpack, sys; print(msgpack.__file__.startswith(sys.prefix))")
+        == "True"
+    )
     assert run(there, "import importlib.util as u; print(u.find_spec('click'))") == "None"
     script = subprocess.run(
-        [there / "bin" / "noarch-probe"], env={"PATH": f"{there}/bin:{os.defpath}"}, capture_output=True, text=True, check=True
+        [there / "bin" / "noarch-probe"],
+        env={"PATH": f"{there}/bin:{os.defpath}"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert script.stdout == "noarch\n"
 
 
-def test_bytecode_is_shipped_for_packages_that_conda_compiles_on_installing(prefix: Prefix, cache: Path, tmp_path: Path) -> None:
+def test_bytecode_is_shipped_for_packages_that_conda_compiles_on_installing(
+    prefix: Prefix, cache: Path, tmp_path: Path
+) -> None:
     there = unpacked(build(prefix.plan("python", "noarch-probe", "msgpack"), Store()), tmp_path)
     cached = run(there, "import noarch_probe, os; print(os.path.exists(noarch_probe.__cached__))")
     assert cached == "True"
 
 
-def test_prefixes_in_texts_and_binaries_are_mended_on_the_node(prefix: Prefix, cache: Path, tmp_path: Path) -> None:
+def test_prefixes_in_texts_and_binaries_are_mended_on_the_node(
+    prefix: Prefix, cache: Path, tmp_path: Path
+) -> None:
     there = unpacked(build(prefix.plan("python", "prefix-probe"), Store()), tmp_path)
     assert (there / "share" / "probe.txt").read_text() == f"prefix={there}\n"
     assert f"{there}/share\0".encode() in (there / "share" / "probe.bin").read_bytes()
     script = subprocess.run(
-        [there / "bin" / "probe"], env={"PATH": f"{there}/bin:{os.defpath}"}, capture_output=True, text=True, check=True
+        [there / "bin" / "probe"],
+        env={"PATH": f"{there}/bin:{os.defpath}"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert script.stdout == "probed\n"
 
@@ -230,19 +268,26 @@ def test_the_clients_prefix_and_package_cache_stay_as_they_are(prefix: Prefix, c
 
 def test_a_specification_is_solved_against_its_channels(channel: Path, cache: Path, tmp_path: Path) -> None:
     plan = Plan(
-        "spec", "spec-1", None, verify=("noarch_probe",), specification=("noarch-probe >=1",), channels=(channel.as_uri(),)
+        "spec",
+        "spec-1",
+        None,
+        verify=("noarch_probe",),
+        specification=("noarch-probe >=1",),
+        channels=(channel.as_uri(),),
     )
-    built = build_in_child(plan, tmp_path)
+    built = build(plan, Store())
     whys = {d["name"]: d["why"] for d in built.distributions}
     assert whys["msgpack"] == "required by noarch-probe"
     assert whys["noarch-probe"].startswith("asked for")
     assert run(unpacked(built, tmp_path), "import noarch_probe; noarch_probe.main()") == "noarch"
 
 
-def test_what_no_channel_has_is_said_in_words(channel: Path, cache: Path, tmp_path: Path) -> None:
-    plan = Plan("spec", "spec-2", None, specification=("msgpack", "no-such-thing >=9"), channels=(channel.as_uri(),))
+def test_what_no_channel_has_is_said_in_words(channel: Path, cache: Path) -> None:
+    plan = Plan(
+        "spec", "spec-2", None, specification=("msgpack", "no-such-thing >=9"), channels=(channel.as_uri(),)
+    )
     with pytest.raises(BuildFailed, match="no-such-thing") as failure:
-        build_in_child(plan, tmp_path)
+        build(plan, Store())
     assert "\n" not in failure.value.reason
     assert failure.value.hint
 
@@ -261,11 +306,5 @@ def test_a_prefix_whose_packages_are_gone_says_so(prefix: Prefix, cache: Path, t
     gone = Distribution("msgpack", "99.0", "a test", str(prefix.path), str(meta), "f" * 64)
     plan = Plan("conda", "gone", plan.interpreter, distributions=(plan.distributions[0], gone))
     with pytest.raises(BuildFailed, match="cannot be linked") as failure:
-        build_in_child(plan, tmp_path)
+        build(plan, Store())
     assert failure.value.hint
-
-
-def build_in_child(plan: Plan, tmp_path: Path) -> Built:
-    from lfm_manager.environments import child
-
-    return child.build(plan, Store())
