@@ -1,0 +1,659 @@
+"""The manager's core, event by event.  Whole lists of commands are compared: one too many fails a test by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from lfm_manager.core import commands as c
+from lfm_manager.core import events as e
+from lfm_manager.core.check import check
+from lfm_manager.core.manager import ManagerCore
+from lfm_manager.core.policy import Policy
+from lfm_manager.core.tasks import EDGES, Adrift, Failed, IllegalTransition, Placed, Ready, State, Waiting
+
+from lfm.protocol import messages as m
+from lfm.protocol.ids import Digest, EnvironmentKey, FunctionId, PeerId, TaskId
+from lfm.protocol.outcomes import (
+    Blob,
+    Cancelled,
+    Crashed,
+    Exhausted,
+    Impossible,
+    Inline,
+    Killed,
+    Lost,
+    Outcome,
+    Raised,
+    Returned,
+)
+from lfm.protocol.resources import Request, Resources, Usage
+
+GB = 10**9
+CLIENT, OTHER, W1, W2 = PeerId(1), PeerId(2), PeerId(11), PeerId(12)
+ENV, FUNCTION, TARBALL = EnvironmentKey("env"), FunctionId("f"), Digest("t" * 64)
+VALUE = Returned(Inline(b"value"))
+ASKED = Request(cores=1, memory=GB, disk=0)
+
+
+class Constant:
+    """A sizer that gives what it is told, and doubles."""
+
+    def __init__(self, first: float) -> None:
+        self.first, self.learned = first, list[float]()
+
+    def predict(self, category: str, input_bytes: float, hint: float | None, cap: float, *, in_flight: int = 0, share: float = 0.0) -> float:
+        return min(self.learned[-1] if self.learned else self.first, cap)
+
+    def succeeded(self, category: str, input_bytes: float, measured: float, wall_s: float, *, hint: float | None = None) -> None:
+        self.learned.append(measured)
+
+    def exhausted(self, category: str, attempt: int, allocation: float, measured: float, cap: float, *, hint: float | None = None) -> float | None:
+        return allocation * 2
+
+
+class Desk:
+    """A core, and short words for what happens to it.  Checks the books after every event."""
+
+    def __init__(self, policy: Policy | None = None, environment: bool = True) -> None:
+        self.core = ManagerCore({"memory": Constant(GB), "disk": Constant(GB)}, policy)
+        self.now = 0.0
+        if environment:
+            self.client()
+            self.declare()
+            self.do(e.EnvironmentBuilt(ENV, TARBALL, 1000, "3.11.7", "x86_64", "glibc 2.31"))
+
+    def do(self, event: e.Event) -> list[c.Command]:
+        out = self.core.handle(event, self.now)
+        check(self.core, self.now)
+        return out
+
+    def client(self, peer: PeerId = CLIENT, session: str = "s", name: str | None = None) -> list[c.Command]:
+        return self.do(e.ClientJoined(peer, m.ClientHello(session, "me", "here", 1, name)))
+
+    def declare(self, peer: PeerId = CLIENT, code: m.Payload = Inline(b"code"), plan: m.Payload = Inline(b"{}")) -> None:
+        self.do(e.ClientSaid(peer, m.DeclareEnvironment(ENV, plan, "numpy")))
+        self.do(e.ClientSaid(peer, m.DeclareFunction(FUNCTION, "mod.f", "mod.f", ENV, code, None, ())))
+
+    def worker(
+        self, peer: PeerId = W1, cores: float = 2, memory: int = 4 * GB, disk: int = 0, *, session: str = "",
+        running: tuple[m.Running, ...] = (), gpus: tuple[str, ...] = (), wall_time: float | None = None,
+        libc: str = "glibc 2.36",
+    ) -> list[c.Command]:
+        offer = Resources(cores, memory, disk, len(gpus), wall_time)
+        return self.do(e.WorkerJoined(peer, m.WorkerHello(
+            session or f"w{peer}", f"worker{peer}", "node", 1, offer, gpus, {"libc": libc, "machine": "x86_64"}, (), running,
+        )))
+
+    def submit(self, task: str, request: Request = ASKED, peer: PeerId = CLIENT, **more: object) -> list[c.Command]:
+        submit = m.Submit(TaskId(task), FUNCTION, Inline(b"x"), request)
+        for name, value in more.items():
+            object.__setattr__(submit, name, value)
+        return self.do(e.ClientSaid(peer, submit))
+
+    def started(self, task: str, attempt: int = 1, worker: PeerId = W1) -> list[c.Command]:
+        return self.do(e.WorkerSaid(worker, m.CallStarted(TaskId(task), attempt)))
+
+    def ended(self, task: str, outcome: Outcome = VALUE, attempt: int = 1, worker: PeerId = W1, memory: int = GB // 2) -> list[c.Command]:
+        usage = Usage(wall_s=1.0, memory=memory, memory_by="self")
+        return self.do(e.WorkerSaid(worker, m.CallEnded(TaskId(task), attempt, outcome, usage)))
+
+    def state(self, task: str) -> State:
+        return self.core.calls.tasks[TaskId(task)].state
+
+    def where(self, task: str) -> PeerId | None:
+        state = self.state(task)
+        return state.worker if isinstance(state, Placed) else None
+
+
+def runs(out: Sequence[c.Command]) -> list[tuple[str, int, PeerId]]:
+    """(task, attempt, worker) of every Run."""
+    return [
+        (command.message.task, command.message.attempt, command.peer)
+        for command in out if isinstance(command, c.TellWorker) and isinstance(command.message, m.Run)
+    ]
+
+
+def answers(out: Sequence[c.Command]) -> list[m.Finished]:
+    return [x.message for x in out if isinstance(x, c.TellClient) and isinstance(x.message, m.Finished)]
+
+
+def notices(out: Sequence[c.Command]) -> list[str]:
+    return [x.message.text for x in out if isinstance(x, c.TellClient) and isinstance(x.message, m.Notice)]
+
+
+def told(out: Sequence[c.Command]) -> list[object]:
+    return [x.message for x in out if isinstance(x, c.TellWorker)]
+
+
+# ---------------------------------------------------------------- one call's way
+
+
+def test_a_call_waits_for_its_environment_runs_and_is_answered() -> None:
+    desk = Desk(environment=False)
+    desk.client()
+    desk.declare()
+    desk.worker()
+    submit = m.Submit(TaskId("a"), FUNCTION, Inline(b"x"), ASKED)
+    assert desk.submit("a") == [c.SaveTask("s", submit), c.BuildEnvironment(ENV, Inline(b"{}"))]
+    assert desk.submit("b")[1:] == []  # the same environment is not built twice
+    assert desk.state("a") == Waiting(True)
+    out = desk.do(e.EnvironmentBuilt(ENV, TARBALL, 1000, "3.11.7", "x86_64", "glibc 2.31"))
+    tarball, grant = Blob(TARBALL, 1000), Resources(1.0, GB, 0, 0, None)
+    assert out == [
+        c.TellClient(CLIENT, m.EnvironmentProgress(ENV, "numpy", "ready", 1000, 1000)),
+        c.SaveAttempt(TaskId("a"), 1, "w11"),
+        c.TellWorker(W1, m.DefineFunction(FUNCTION, "mod.f", tarball, Inline(b"code"), None, ())),
+        c.TellWorker(W1, m.Run(TaskId("a"), 1, FUNCTION, Inline(b"x"), grant)),
+        c.SaveAttempt(TaskId("b"), 1, "w11"),
+        c.TellWorker(W1, m.Run(TaskId("b"), 1, FUNCTION, Inline(b"x"), grant)),
+    ]
+    desk.now = 1.0
+    assert desk.started("a") == [c.TellClient(CLIENT, m.Started(TaskId("a"), 1, "worker11", grant))]
+    assert desk.started("a") == []
+    desk.now = 3.0
+    (finished,) = answers(desk.ended("a"))
+    assert finished.outcome == VALUE and finished.allocation == grant
+    (attempt,) = finished.attempts
+    assert (attempt.number, attempt.worker, attempt.started, attempt.ended, attempt.outcome) == (1, "worker11", 1.0, 3.0, "returned")
+    assert desk.do(e.ClientSaid(CLIENT, m.Release((TaskId("a"),)))) == [c.ForgetTask(TaskId("a"))]
+    assert TaskId("a") not in desk.core.calls.tasks
+
+
+def test_a_call_submitted_twice_is_one_call() -> None:
+    desk = Desk()
+    desk.worker()
+    assert runs(desk.submit("a")) == [("a", 1, W1)]
+    assert desk.submit("a") == []
+    desk.ended("a")
+    (again,) = desk.submit("a")
+    assert isinstance(again, c.TellClient) and isinstance(again.message, m.Finished)
+
+
+def test_a_function_that_nobody_declared_is_an_answer_not_a_silence() -> None:
+    desk = Desk()
+    (finished,) = answers(desk.do(e.ClientSaid(CLIENT, m.Submit(TaskId("a"), FunctionId("?"), Inline(b""), Request()))))
+    assert isinstance(finished.outcome, Impossible)
+
+
+def test_an_environment_that_cannot_be_built_answers_all_its_calls_and_may_be_tried_again() -> None:
+    desk = Desk(environment=False)
+    desk.client()
+    desk.declare()
+    desk.submit("a")
+    (finished,) = answers(desk.do(e.EnvironmentFailed(ENV, "no space left", "", "make room")))
+    assert finished.outcome == Impossible("environment", "no space left (make room)")
+    assert isinstance(answers(desk.submit("b"))[0].outcome, Impossible)
+    desk.declare()
+    assert c.BuildEnvironment(ENV, Inline(b"{}")) in desk.submit("c")
+
+
+def test_a_plan_too_large_for_a_message_is_fetched_first() -> None:
+    desk = Desk(environment=False)
+    desk.client()
+    plan = Blob(Digest("p" * 64), 10**6)
+    desk.declare(plan=plan)
+    assert not [x for x in desk.submit("a") if isinstance(x, c.BuildEnvironment)]
+    assert desk.do(e.BlobStored(plan.digest)) == [c.BuildEnvironment(ENV, plan)]
+
+
+def test_blobs_come_from_the_client_and_go_when_nobody_needs_them() -> None:
+    desk = Desk()
+    desk.worker()
+    blob = Blob(Digest("a" * 64), 10**6)
+    assert c.GetBlob(CLIENT, blob.digest, blob.size) in desk.submit("a", arguments=blob)
+    desk.submit("b", arguments=blob)
+    assert desk.state("a") == Waiting(False, frozenset({blob.digest}))
+    assert runs(desk.do(e.BlobStored(blob.digest))) == [("a", 1, W1), ("b", 1, W1)]
+    assert c.DropBlob(blob.digest) not in desk.ended("a")
+    out = desk.ended("b")
+    assert c.DropBlob(blob.digest) in out and m.ForgetBlob(blob.digest) in told(out)
+
+
+def test_an_argument_that_cannot_be_had_fails_the_call() -> None:
+    desk = Desk()
+    blob = Blob(Digest("a" * 64), 10**6)
+    desk.submit("a", arguments=blob)
+    (finished,) = answers(desk.do(e.BlobLost(blob.digest, "gone")))
+    assert isinstance(finished.outcome, Impossible)
+
+
+def test_a_large_result_is_fetched_before_the_call_counts_as_done() -> None:
+    desk = Desk()
+    desk.worker()
+    desk.submit("a")
+    result = Blob(Digest("r" * 64), 10**6)
+    out = desk.ended("a", Returned(result))
+    assert c.GetBlob(W1, result.digest, result.size) in out and not answers(out)
+    out = desk.do(e.BlobStored(result.digest))
+    assert told(out)[0] == m.ForgetBlob(result.digest) and answers(out)[0].outcome == Returned(result)
+    assert c.DropBlob(result.digest) in desk.do(e.ClientSaid(CLIENT, m.Release((TaskId("a"),))))
+
+
+def test_a_worker_that_dies_before_it_gave_its_result_has_it_computed_again() -> None:
+    desk = Desk()
+    desk.worker()
+    desk.submit("a")
+    desk.ended("a", Returned(Blob(Digest("r" * 64), 10**6)))
+    desk.do(e.PeerLost(W1, "gone"))
+    assert isinstance(desk.state("a"), Ready)
+    assert runs(desk.worker(W2)) == [("a", 2, W2)]
+
+
+# ---------------------------------------------------------------- repeated, and not
+
+
+def test_news_of_an_old_attempt_is_dropped() -> None:
+    desk = Desk()
+    desk.worker()
+    desk.submit("a")
+    desk.do(e.PeerLost(W1, "gone"))
+    assert runs(desk.worker(W2)) == [("a", 2, W2)]
+    assert desk.ended("a", attempt=1, worker=W2) == []
+    assert desk.ended("a", attempt=2, worker=W1) == []
+    assert told(desk.ended("a", Returned(Blob(Digest("r" * 64), 10**6)), attempt=1, worker=W2)) == [m.ForgetBlob(Digest("r" * 64))]
+    assert answers(desk.ended("a", attempt=2, worker=W2))
+
+
+def test_a_call_that_outgrew_what_nobody_asked_for_gets_more_up_to_the_largest_worker() -> None:
+    desk = Desk()
+    desk.worker(memory=4 * GB, cores=4)
+    grants = [x.allocation.memory for x in told(desk.submit("a", Request(disk=0))) if isinstance(x, m.Run)]
+    for attempt in (1, 2, 3):
+        out = desk.ended("a", Exhausted("memory", grants[-1], grants[-1], 0.5), attempt)
+        grants += [x.allocation.memory for x in told(out) if isinstance(x, m.Run)]
+    assert [round(g / GB) for g in grants] == [1, 2, 4]
+    assert isinstance(answers(out)[0].outcome, Exhausted)
+    assert [a.outcome for a in answers(out)[0].attempts] == ["memory"] * 3
+
+
+def test_a_users_own_limit_is_final() -> None:
+    desk = Desk()
+    desk.worker()
+    desk.submit("a")
+    assert isinstance(answers(desk.ended("a", Exhausted("memory", GB, GB, 0.5)))[0].outcome, Exhausted)
+    desk.submit("b", Request(disk=0, wall_time=3))
+    assert isinstance(answers(desk.ended("b", Exhausted("wall_time", 3, 3, 3)))[0].outcome, Exhausted)
+
+
+def test_only_what_nobody_asked_for_may_grow() -> None:
+    desk = Desk()
+    desk.worker(cores=4)
+    asked, free = (next(x for x in told(desk.submit(t, r)) if isinstance(x, m.Run)) for t, r in (("a", ASKED), ("b", Request(disk=0))))
+    assert asked.growth == 0 and free.growth >= 2 * free.allocation.memory
+    grown = Resources(1.0, free.growth, 0, 0, None)
+    desk.do(e.WorkerSaid(W1, m.LimitRaised(TaskId("b"), 1, grown)))
+    assert desk.core.workers[W1].free_memory == 4 * GB - GB - free.growth
+    assert answers(desk.ended("b"))[0].allocation == grown
+
+
+def test_its_own_exceptions_are_repeated_only_as_often_as_its_user_asked() -> None:
+    desk = Desk()
+    desk.worker()
+    desk.submit("a", retries=1)
+    raised = Raised(None, "ValueError", "no", "")
+    assert runs(desk.ended("a", raised)) == [("a", 2, W1)]
+    assert answers(desk.ended("a", raised, 2))[0].outcome == raised
+    desk.submit("b")
+    assert answers(desk.ended("b", Crashed(11, None)))[0].outcome == Crashed(11, None)
+
+
+def test_an_attempt_that_never_began_costs_nothing() -> None:
+    desk = Desk()
+    desk.worker()
+    desk.submit("a")
+    for attempt in range(1, 5):
+        assert runs(desk.ended("a", Lost("full", started=False), attempt)) == [("a", attempt + 1, W1)]
+    assert desk.core.calls.tasks[TaskId("a")].tries.lost == 0
+
+
+def test_a_call_that_is_lost_again_and_again_is_given_up() -> None:
+    desk = Desk(Policy(lost_max=2))
+    desk.worker()
+    desk.submit("a")
+    desk.ended("a", Lost("template died"))
+    assert isinstance(answers(desk.ended("a", Lost("template died"), 2))[0].outcome, Impossible)
+
+
+def test_a_call_that_kills_its_workers_is_found_and_its_neighbours_are_not_charged() -> None:
+    desk = Desk()
+    desk.submit("bad")
+    desk.submit("good")
+    for peer in (21, 22):
+        desk.worker(PeerId(peer))
+        for task in ("bad", "good"):
+            desk.started(task, peer - 20, PeerId(peer))
+        desk.do(e.PeerLost(PeerId(peer), "died"))
+    assert desk.core.calls.tasks[TaskId("good")].alone and desk.core.calls.tasks[TaskId("bad")].alone
+    desk.worker(PeerId(23))
+    assert len(desk.core.workers[PeerId(23)].running) == 1  # one of them, alone
+    desk.started("bad", 3, PeerId(23))
+    (finished,) = answers(desk.do(e.PeerLost(PeerId(23), "died")))
+    assert finished.task == "bad" and isinstance(finished.outcome, Impossible) and "3 workers died" in finished.outcome.reason
+    desk.worker(PeerId(24))
+    desk.started("good", 3, PeerId(24))
+    assert answers(desk.ended("good", VALUE, 3, PeerId(24)))[0].outcome == VALUE
+
+
+def test_a_worker_that_says_goodbye_charges_nobody() -> None:
+    desk = Desk()
+    desk.submit("a")
+    for peer in range(21, 26):
+        desk.worker(PeerId(peer))
+        desk.started("a", peer - 20, PeerId(peer))
+        desk.do(e.WorkerSaid(PeerId(peer), m.WorkerLeaving("its job ends")))
+    assert isinstance(desk.state("a"), Ready) and not desk.core.calls.tasks[TaskId("a")].alone
+
+
+# ---------------------------------------------------------------- cancelled
+
+
+def test_what_has_not_started_is_cancelled_and_what_runs_is_killed() -> None:
+    desk = Desk()
+    desk.worker(cores=1)
+    for task in ("a", "b"):
+        desk.submit(task)
+    assert answers(desk.do(e.ClientSaid(CLIENT, m.Cancel((TaskId("b"),)))))[0].outcome == Cancelled()
+    desk.started("a")
+    assert desk.do(e.ClientSaid(CLIENT, m.Cancel((TaskId("a"),)))) == []
+    assert told(desk.do(e.ClientSaid(CLIENT, m.Kill((TaskId("a"),))))) == [m.KillCall(TaskId("a"), 1)]
+    assert answers(desk.ended("a", Killed()))[0].outcome == Killed()
+
+
+def test_a_call_on_its_way_to_a_worker_can_still_be_cancelled() -> None:
+    desk = Desk()
+    desk.worker()
+    desk.submit("a")
+    assert told(desk.do(e.ClientSaid(CLIENT, m.Cancel((TaskId("a"),))))) == [m.KillCall(TaskId("a"), 1)]
+    assert answers(desk.ended("a", Killed()))[0].outcome == Cancelled()
+
+
+def test_a_killed_call_whose_worker_dies_is_answered() -> None:
+    desk = Desk()
+    desk.worker()
+    desk.submit("a")
+    desk.started("a")
+    desk.do(e.ClientSaid(CLIENT, m.Kill((TaskId("a"),))))
+    assert answers(desk.do(e.PeerLost(W1, "died")))[0].outcome == Killed()
+
+
+def test_the_calls_of_a_client_that_says_goodbye_are_stopped_and_forgotten() -> None:
+    desk = Desk()
+    desk.worker(cores=1)
+    for task in ("a", "b", "c"):
+        desk.submit(task)
+    desk.ended("a")
+    desk.started("b")
+    out = desk.do(e.ClientSaid(CLIENT, m.Goodbye()))
+    assert told(out) == [m.KillCall(TaskId("b"), 1)] and c.ForgetSession("s") in out
+    assert desk.ended("b", Killed()) == [c.ForgetTask(TaskId("b"))]
+    assert not desk.core.calls.tasks
+
+
+def test_a_silent_client_has_time_to_come_back_and_misses_nothing() -> None:
+    desk = Desk()
+    desk.worker()
+    desk.submit("a")
+    desk.do(e.PeerLost(CLIENT, "silent"))
+    assert not answers(desk.ended("a"))
+    assert answers(desk.client(OTHER))[0].task == "a"
+    desk.do(e.PeerLost(OTHER, "silent"))
+    desk.now = desk.core.deadline() or 0.0
+    assert c.ForgetTask(TaskId("a")) in desk.do(e.Ticked())
+
+
+def test_the_client_whose_process_is_dead_is_not_waited_for_unless_its_session_has_a_name() -> None:
+    desk = Desk()
+    desk.client(OTHER, "s2", "thesis")
+    desk.submit("a")
+    desk.submit("b", peer=OTHER)
+    assert c.ForgetTask(TaskId("a")) in desk.do(e.PeerLost(CLIENT, "its process ended", sure=True))
+    desk.do(e.PeerLost(OTHER, "its process ended", sure=True))
+    assert isinstance(desk.state("b"), Ready)
+    desk.worker()
+    desk.ended("b")
+    assert answers(desk.client(PeerId(3), "s3", "thesis"))[0].task == "b"
+
+
+# ---------------------------------------------------------------- sizes and places
+
+
+def test_a_call_larger_than_any_worker_waits_and_its_client_is_told_once() -> None:
+    desk = Desk()
+    desk.worker(memory=4 * GB)
+    (text,) = notices(desk.submit("a", Request(memory=64 * GB, disk=0)))
+    assert "64.0 GB" in text and "worker11" in text and "4.0 GB" in text
+    assert not notices(desk.submit("b", Request(memory=64 * GB, disk=0)))
+    assert runs(desk.worker(W2, memory=70 * GB)) == [("a", 1, W2)]
+
+
+def test_an_unseen_category_gets_its_fair_share_of_a_small_node() -> None:
+    desk = Desk()
+    desk.worker(cores=4, memory=GB)
+    for n in range(4):
+        assert runs(desk.submit(f"a{n}", Request())) == [(f"a{n}", 1, W1)]
+
+
+def test_gpus_are_given_by_name_and_taken_back() -> None:
+    desk = Desk()
+    desk.worker(cores=4, gpus=("GPU-a", "GPU-b"))
+    wanted = Request(cores=1, memory=GB, disk=0, gpus=1)
+    given = [x.gpu_devices for t in "abc" for x in told(desk.submit(t, wanted)) if isinstance(x, m.Run)]
+    assert given == [("GPU-a",), ("GPU-b",)]
+    assert [x.gpu_devices for x in told(desk.ended("a")) if isinstance(x, m.Run)] == [("GPU-a",)]
+
+
+def test_fractions_of_cores_add_up() -> None:
+    desk = Desk()
+    desk.worker(cores=1)
+    for n in range(11):
+        desk.submit(f"t{n}", Request(cores=0.1, memory=1000, disk=0))
+    assert len(desk.core.workers[W1].running) == 10
+
+
+def test_a_long_call_does_not_go_where_the_time_is_too_short() -> None:
+    desk = Desk()
+    desk.worker(wall_time=60)
+    assert not runs(desk.submit("a", Request(cores=1, memory=GB, disk=0, wall_time=3600)))
+    assert runs(desk.submit("b", Request(cores=1, memory=GB, disk=0, wall_time=30)))
+    assert runs(desk.worker(W2)) == [("a", 1, W2)]
+
+
+def test_a_worker_that_has_the_environment_is_preferred() -> None:
+    desk = Desk()
+    desk.worker(W1, memory=4 * GB, cores=4)
+    desk.submit("a")
+    desk.worker(W2, memory=64 * GB, cores=4)
+    assert runs(desk.submit("b")) == [("b", 1, W1)]
+
+
+def test_nodes_too_old_for_the_environment_are_left_out() -> None:
+    desk = Desk()
+    desk.worker(W1, libc="glibc 2.17")
+    (finished,) = answers(desk.submit("a"))
+    assert isinstance(finished.outcome, Impossible) and "glibc 2.31" in finished.outcome.reason
+    desk.worker(W2)
+    assert runs(desk.submit("b")) == [("b", 1, W2)]
+
+
+def test_an_environment_that_no_worker_can_use_fails_its_calls() -> None:
+    desk = Desk()
+    desk.worker(cores=1)
+    for task in ("a", "b"):
+        desk.submit(task)
+    desk.do(e.WorkerSaid(W1, m.EnvironmentUnusable(TARBALL, "disk full")))
+    done = answers(desk.ended("a", Lost("disk full", started=False)))
+    assert {f.task for f in done} | {t for t in desk.core.calls.tasks} >= {"a", "b"}
+    assert all(isinstance(desk.state(t), Failed) for t in ("a", "b"))
+
+
+def test_clients_share_fairly_whoever_came_first() -> None:
+    desk = Desk()
+    desk.client(OTHER, "s2")
+    desk.worker(cores=2)
+    for n in range(20):
+        desk.submit(f"a{n}")
+    desk.submit("b0", peer=OTHER)
+    assert runs(desk.ended("a0")) == [("b0", 1, W1)]
+
+
+def test_priority_and_repeated_calls_go_first() -> None:
+    desk = Desk()
+    desk.worker(cores=1)
+    for task, priority in (("a", 0.0), ("low", -1.0), ("b", 0.0), ("high", 5.0)):
+        desk.submit(task, priority=priority)
+    order = ["a"]
+    out = desk.ended("a", Lost("x"))
+    attempt = {"a": 1}
+    while placed := runs(out):
+        task, number, _ = placed[0]
+        attempt[task] = number
+        order.append(task)
+        out = desk.ended(task, VALUE, number)
+    assert order == ["a", "high", "a", "b", "low"]
+
+
+def test_a_category_without_a_result_is_probed_first_while_other_work_is_ready() -> None:
+    desk = Desk()
+    desk.worker(cores=1)
+    desk.submit("known0", category="known")
+    desk.ended("known0")
+    desk.worker(W2, cores=4)
+    for n in range(3):
+        desk.submit(f"known{n + 1}", Request(cores=4, memory=GB, disk=0), category="known")
+    for n in range(5):
+        desk.submit(f"new{n}", category="new")
+    desk.submit("known9", category="known")
+    placed = [t for t in desk.core.calls.tasks if desk.where(t) is not None]
+    assert sum(t.startswith("new") for t in placed) <= 2 or "known9" in placed
+
+
+def test_a_large_call_that_small_ones_keep_passing_gets_a_worker_reserved() -> None:
+    desk = Desk(Policy(patience=30))
+    desk.worker(cores=4)
+    for n in range(4):
+        desk.submit(f"s{n}")
+    desk.submit("large", Request(cores=4, memory=GB, disk=0))
+    for n in range(4, 40):
+        desk.submit(f"s{n}")
+    done = 0
+    while desk.where("large") is None and done < 30:
+        desk.now += 10.0
+        running = next(t for t in desk.core.workers[W1].running)
+        desk.ended(running, VALUE, 1)
+        done += 1
+    assert 3 <= done <= 12
+
+
+def test_draining_workers_take_no_more() -> None:
+    desk = Desk()
+    desk.worker()
+    assert told(desk.do(e.DrainAsked(W1, "because"))) == [m.Drain("because")]
+    assert not runs(desk.submit("a"))
+    assert runs(desk.worker(W2)) == [("a", 1, W2)]
+
+
+def test_a_worker_that_only_loses_calls_is_set_aside_and_named() -> None:
+    desk = Desk(Policy(failures_before_aside=3))
+    desk.worker()
+    desk.submit("a")
+    for attempt in (1, 2, 3):
+        out = desk.ended("a", Lost("broken", started=False), attempt)
+    assert "set aside" in notices(out)[0] and not runs(out)
+
+
+# ---------------------------------------------------------------- coming back
+
+
+def test_a_worker_given_up_too_early_brings_back_what_still_runs() -> None:
+    desk = Desk()
+    desk.worker(session="w")
+    desk.submit("a")
+    desk.submit("b")
+    desk.started("a")
+    desk.do(e.PeerLost(W1, "silent"))
+    held = Resources(1.0, GB, 0, 0, None)
+    out = desk.worker(W2, session="w", running=(m.Running(TaskId("a"), 1, held), m.Running(TaskId("z"), 1, held)))
+    assert m.KillCall(TaskId("z"), 1) in told(out) and runs(out) == [("b", 2, W2)]
+    (finished,) = answers(desk.ended("a", VALUE, 1, W2))
+    assert len(finished.attempts) == 1
+
+
+def recovered(worker: str = "w", attempt: int = 1, finished: m.Finished | None = None) -> e.Recovered:
+    hello = m.ClientHello("s", "me", "here", 1)
+    submit = m.Submit(TaskId("a"), FUNCTION, Inline(b"x"), ASKED)
+    return e.Recovered(
+        (m.DeclareEnvironment(ENV, Inline(b"{}"), "numpy"),),
+        (m.DeclareFunction(FUNCTION, "mod.f", "mod.f", ENV, Inline(b"code"), None, ()),),
+        (e.SavedSession("s", hello, (e.SavedTask(submit, attempt, worker, finished),)),),
+    )
+
+
+def test_after_a_restart_a_running_call_goes_on_running() -> None:
+    desk = Desk(environment=False)
+    desk.do(recovered())
+    assert isinstance(desk.state("a"), Adrift)
+    desk.do(e.EnvironmentBuilt(ENV, TARBALL, 1000, "3.11.7", "x86_64", "glibc 2.31"))
+    assert not runs(desk.worker(W2))
+    out = desk.worker(W1, session="w", running=(m.Running(TaskId("a"), 1, Resources(1.0, GB)),))
+    assert not runs(out)
+    desk.client()
+    assert answers(desk.ended("a"))[0].outcome == VALUE
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_after_a_restart_a_call_whose_worker_lost_it_runs_again(comes_back: bool) -> None:
+    desk = Desk(environment=False)
+    assert c.BuildEnvironment(ENV, Inline(b"{}")) in desk.do(recovered())
+    desk.do(e.EnvironmentBuilt(ENV, TARBALL, 1000, "3.11.7", "x86_64", "glibc 2.31"))
+    if comes_back:
+        assert runs(desk.worker(W1, session="w")) == [("a", 2, W1)]
+    else:
+        desk.worker(W2)
+        desk.now = desk.core.deadline() or 0.0
+        assert runs(desk.do(e.Ticked())) == [("a", 2, W2)]
+
+
+def test_after_a_restart_a_finished_call_is_answered_and_not_run() -> None:
+    desk = Desk(environment=False)
+    desk.do(recovered(finished=m.Finished(TaskId("a"), VALUE, None, None, ())))
+    desk.worker()
+    (finished,) = answers(desk.client())
+    assert finished.outcome == VALUE
+
+
+# ---------------------------------------------------------------- the books themselves
+
+
+def test_an_edge_that_is_not_in_the_table_raises_and_tells_the_story() -> None:
+    desk = Desk()
+    desk.worker()
+    desk.submit("a")
+    task = desk.core.calls.tasks[TaskId("a")]
+    with pytest.raises(IllegalTransition, match="a: Placed"):
+        task.become(Waiting(True))
+
+
+def test_every_edge_says_why() -> None:
+    assert all(why for why in EDGES.values())
+
+
+def test_joining_a_blocked_queue_looks_at_no_worker() -> None:
+    """The cost of an event does not grow with what waits: nobody is asked for room that is known not to be there."""
+    desk = Desk()
+    desk.worker(cores=1)
+    desk.submit("a")
+    desk.submit("b")
+    asked = 0
+    worker = desk.core.workers[W1]
+
+    class Counting(type(worker)):  # type: ignore[misc]
+        def fits(self, *arguments: object) -> bool:
+            nonlocal asked
+            asked += 1
+            return super().fits(*arguments)  # type: ignore[no-any-return]
+
+    worker.__class__ = Counting
+    for n in range(100):
+        desk.core.handle(e.ClientSaid(CLIENT, m.Submit(TaskId(f"c{n}"), FUNCTION, Inline(b"x"), ASKED)), 0.0)
+    assert asked == 0
