@@ -1,0 +1,310 @@
+"""A client's, worker's or viewer's end of a connection."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable
+
+import msgpack
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from lfm.connection.tuning import (
+    ACK_DELAY,
+    BYE,
+    DEAD_AFTER,
+    HELLO,
+    PING_EVERY,
+    REFUSED,
+    RESEND_AFTER,
+    WELCOME,
+    WHO,
+    tune,
+)
+from lfm.errors import ConnectionFailed, ProtocolError
+from lfm.protocol import messages as m
+from lfm.protocol.codec import decode, encode
+from lfm.protocol.link import ACK, PING, Link
+from lfm.run import ConnectionFile
+
+
+class Dialer:
+    """A client's, worker's or viewer's end."""
+
+    def __init__(
+        self, file: ConnectionFile | Callable[[], ConnectionFile], hello: Callable[[], m.Hello],
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ) -> None:
+        self._file: Callable[[], ConnectionFile] = file if callable(file) else lambda: file
+        self._hello = hello
+        self._context = context or zmq.Context()
+        self._own_context = context is None
+        self._link = Link()
+        self._epoch = ""
+        self._welcomed = False  # on this connection
+        self._racers: list[zmq.Socket[bytes]] = []  # one per address until one answers
+        self._socket: zmq.Socket[bytes] | None = None
+        self._pollers: list[zmq.Poller] = []
+        self._heard = self._sent = time.monotonic()
+        self._ack_due: float | None = None
+        self._redial_at: float | None = None
+        self.lost_since: float | None = self._heard  # monotonic time of the last sign of life; None while connected
+        self.refused: str | None = None
+
+    # -- what the owner's loop needs
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Keep this poller told of the sockets to watch, which change when a connection is dialled anew."""
+        self._pollers.append(poller)
+        for one in self._sockets():
+            poller.register(one, zmq.POLLIN)
+
+    def owns(self, socket_: object) -> bool:
+        return any(one is socket_ for one in self._sockets())
+
+    def _sockets(self) -> list[zmq.Socket[bytes]]:
+        return [self._socket] if self._socket is not None else list(self._racers)
+
+    def connect(self, timeout: float = 10.0) -> m.Welcome:
+        """Dial and shake hands.  ConnectionFailed within ``timeout`` seconds, ProtocolError if refused."""
+        self._dial()
+        trouble = _Monitor(self._racers)
+        try:
+            return self._shake_hands(time.monotonic() + timeout, timeout, trouble)
+        except BaseException:
+            trouble.close()  # before the context, which waits for its sockets
+            self.close()
+            raise
+        finally:
+            trouble.close()
+
+    def _shake_hands(self, end: float, timeout: float, trouble: _Monitor) -> m.Welcome:
+        while (left := end - time.monotonic()) > 0:
+            poller = zmq.Poller()
+            for one in [*self._sockets(), *trouble.sockets]:
+                poller.register(one, zmq.POLLIN)
+            poller.poll(int(min(left, 1.0) * 1000) + 1)
+            for message in self.receive():
+                if isinstance(message, m.Welcome):
+                    return message
+            if trouble.bad_key():
+                raise ConnectionFailed(
+                    f"the manager at {self._where()} does not know this key; use its present connection file"
+                )
+            self.tick()
+        raise ConnectionFailed(f"no manager answers at {self._where()} (waited {timeout:.0f} s); see: lfm manager info")
+
+    def send(self, message: m.Message) -> None:
+        """Queue a message; it leaves with ``flush``."""
+        self._link.push(encode(message))
+
+    def flush(self) -> None:
+        """Send what is queued, as far as the window is open."""
+        if self._welcomed:
+            for packet in self._link.packets():
+                self._put(packet)
+
+    @property
+    def waiting(self) -> int:
+        """How many messages have not left yet: the manager is slow or away."""
+        return self._link.waiting
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many messages the manager has not yet confirmed, sent or not."""
+        return self._link.waiting + self._link.unacknowledged
+
+    def receive(self) -> list[m.Message]:
+        """What has come.  A Welcome with ``resumed`` False (after the first): the manager knows nothing of before.
+
+        ProtocolError if the manager refused this session for good.
+        """
+        news: list[m.Message] = []
+        for one in self._sockets():
+            while not one.closed:
+                try:
+                    packet = one.recv_multipart(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                self._heard = time.monotonic()
+                if self._socket is None:
+                    self._choose(one)
+                news += self._take(packet)
+        self.flush()
+        return news
+
+    def _take(self, packet: list[bytes]) -> list[m.Message]:
+        kind = packet[0]
+        if kind == WHO:
+            self._say_hello()
+            return []
+        if kind == WELCOME:
+            return [self._welcome(packet)]
+        if kind == REFUSED:
+            refused = decode(packet[1])
+            self.refused = refused.reason if isinstance(refused, m.Refused) else "refused"
+            raise ProtocolError(self.refused)
+        if kind == BYE:
+            raise ConnectionFailed("the manager has ended this session")
+        if not self._welcomed:
+            return []
+        frames, answer = self._link.receive(packet)
+        if answer is not None:
+            self._put(self._link.control(answer))
+        elif self._link.owes_ack and self._ack_due is None:
+            self._ack_due = self._heard + ACK_DELAY
+        self.lost_since = None
+        return [decode(frame) for frame in frames]
+
+    def _welcome(self, packet: list[bytes]) -> m.Welcome:
+        welcome, received = decode(packet[1]), msgpack.unpackb(packet[2])
+        if not isinstance(welcome, m.Welcome):
+            raise ProtocolError("not a welcome")
+        if welcome.resumed:
+            self._link.resume(received)
+        elif self._epoch:
+            self._link = Link()  # what was said to a manager that forgot it: its owner says it again
+        self._epoch = welcome.epoch
+        self._welcomed = True
+        self.lost_since = None
+        return welcome
+
+    def tick(self) -> None:
+        """Keep the connection alive; call it when ``deadline`` is due."""
+        now = time.monotonic()
+        if self._redial_at is not None:
+            if now >= self._redial_at:
+                self._dial()
+            return
+        if now - self._heard > DEAD_AFTER:
+            self._lose(now)
+            return
+        if not self._welcomed:
+            return
+        if self._ack_due is not None and now >= self._ack_due:
+            self._ack_due = None
+            if self._link.owes_ack:
+                self._put(self._link.control(ACK))
+        if now - max(self._sent, self._heard) >= self._patience():
+            self._put(self._link.control(PING))
+
+    def _patience(self) -> float:
+        return RESEND_AFTER if self._link.unacknowledged else PING_EVERY
+
+    def deadline(self) -> float:
+        """Monotonic time of the next tick."""
+        if self._redial_at is not None:
+            return self._redial_at
+        due = self._heard + DEAD_AFTER + 0.01
+        if self._welcomed:
+            due = min(due, max(self._sent, self._heard) + self._patience())
+            if self._ack_due is not None:
+                due = min(due, self._ack_due)
+        return due
+
+    def close(self, goodbye: bool = False) -> None:
+        """Give the connection up.  ``goodbye``: tell the manager that the session is over, if that is possible."""
+        if goodbye and self._socket is not None:
+            self._socket.setsockopt(zmq.LINGER, 500)
+            self._put([BYE])
+        self._drop_sockets()
+        self._redial_at = None
+        if self._own_context:
+            self._context.term()
+
+    # -- dialling
+
+    def _dial(self) -> None:
+        self._drop_sockets()
+        self._redial_at = None
+        self._heard = self._sent = time.monotonic()
+        try:
+            file = self._file()
+        except ConnectionFailed:
+            if self._epoch:  # the manager may be on its way back, with a new file
+                self._redial_at = self._heard + 2.0
+                return
+            raise
+        for address in file.addresses:
+            one = self._context.socket(zmq.DEALER)
+            tune(one)
+            one.curve_serverkey = file.server_key.encode()
+            one.curve_publickey = file.public_key.encode()
+            one.curve_secretkey = file.secret_key.encode()
+            one.setsockopt(zmq.PROBE_ROUTER, 1)  # at each connection an empty message, answered by "say hello"
+            one.setsockopt(zmq.CONNECT_TIMEOUT, 2_000)
+            one.setsockopt(zmq.RECONNECT_IVL, random.randint(50, 250))  # many workers do not come back at once
+            one.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
+            one.connect(address)
+            self._racers.append(one)
+            for poller in self._pollers:
+                poller.register(one, zmq.POLLIN)
+
+    def _choose(self, winner: zmq.Socket[bytes]) -> None:
+        """The first address that answers is the one; CURVE has proved that it is our manager."""
+        for one in self._racers:
+            if one is not winner:
+                for poller in self._pollers:
+                    poller.unregister(one)
+                one.close(0)
+        self._racers = []
+        self._socket = winner
+
+    def _lose(self, now: float) -> None:
+        if self.lost_since is None:
+            self.lost_since = self._heard
+        self._drop_sockets()
+        self._heard = now
+        self._redial_at = now + random.uniform(0.0, 1.0)
+
+    def _drop_sockets(self) -> None:
+        for one in self._sockets():
+            for poller in self._pollers:
+                poller.unregister(one)
+            one.close()  # with the linger that was set
+        self._racers, self._socket, self._welcomed = [], None, False
+
+    def _say_hello(self) -> None:
+        self._welcomed = False
+        hello = self._hello()
+        facts = {
+            "version": m.VERSION, "session": hello.session, "epoch": self._epoch, "received": self._link.received,
+        }
+        self._put([HELLO, msgpack.packb(facts), encode(hello)])
+
+    def _put(self, packet: list[bytes]) -> None:
+        if self._socket is not None:
+            try:
+                self._socket.send_multipart(packet, zmq.NOBLOCK)
+            except zmq.Again:
+                return  # not connected: the link keeps it
+            self._sent = time.monotonic()
+
+    def _where(self) -> str:
+        try:
+            return " or ".join(self._file().addresses)
+        except ConnectionFailed:
+            return "(no connection file)"
+
+
+class _Monitor:
+    """Listens, while connecting, for a handshake that failed for our key."""
+
+    def __init__(self, sockets: Iterable[zmq.Socket[bytes]]) -> None:
+        self._watched = list(sockets)
+        self.sockets = [one.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH) for one in self._watched]
+
+    def bad_key(self) -> bool:
+        return any(
+            one.poll(0) and recv_monitor_message(one)["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            for one in self.sockets
+        )
+
+    def close(self) -> None:
+        for one in self._watched:
+            if not one.closed:
+                one.disable_monitor()
+        for one in self.sockets:
+            one.close(0)
+        self._watched, self.sockets = [], []

@@ -1,0 +1,371 @@
+"""The manager's end of all connections, and the doorkeeper that knows the keys."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import get_args
+
+import msgpack
+import zmq
+from zmq.utils import z85
+
+from lfm.connection.tuning import (
+    ACK_DELAY,
+    BYE,
+    GONE_LEASE,
+    HELLO,
+    LEASE,
+    PING_EVERY,
+    REFUSED,
+    RESEND_AFTER,
+    SUSPICION,
+    WELCOME,
+    WHO,
+    tune,
+)
+from lfm.errors import ConnectionFailed, ProtocolError
+from lfm.protocol import messages as m
+from lfm.protocol.codec import decode, encode
+from lfm.protocol.ids import PeerId
+from lfm.protocol.link import ACK, PING, Link
+from lfm.run import RunDirectory
+
+log = logging.getLogger(__name__)
+
+_TYPES_OF = {
+    "client": get_args(m.FromClient),
+    "worker": (*get_args(m.FromWorker), m.Goodbye),
+    "viewer": (m.Query, m.Goodbye),
+}
+_HELLO_OF = {"client": m.ClientHello, "worker": m.WorkerHello, "viewer": m.ViewerHello}
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    peer: PeerId
+    role: str  # "client" | "worker" | "viewer"
+    hello: m.Hello
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    peer: PeerId
+    message: m.Message
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The session is over: it said goodbye, its process is dead, or its lease ran out."""
+
+    peer: PeerId
+    reason: str
+
+
+News = list[Joined | Said | Left]
+
+
+@dataclass(slots=True)
+class _Session:
+    peer: PeerId
+    name: str
+    role: str
+    route: bytes | None  # the connection's routing id; None while there is no connection
+    heard: float
+    host: str = ""
+    pid: int = 0
+    link: Link = field(default_factory=Link)
+    sent: float = 0.0
+    gone: float | None = None  # since when its connection is closed
+
+
+class Listener:
+    """The manager's end: one ROUTER for all peers, and the doorkeeper that knows their keys."""
+
+    def __init__(
+        self, run: RunDirectory, interfaces: Iterable[str], ports: Iterable[int] = (0,),
+        context: zmq.Context[zmq.Socket[bytes]] | None = None, lease: float = LEASE,
+    ) -> None:
+        """Bind to the first free port of ``ports`` (0: any) on every interface.  ConnectionFailed if none is."""
+        self._run, self._lease = run, lease
+        self._context = context or zmq.Context()
+        self._own_context = context is None
+        self._zap = self._context.socket(zmq.REP)
+        self._zap.bind("inproc://zeromq.zap.01")
+        self._router = self._context.socket(zmq.ROUTER)
+        tune(self._router)
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._router.setsockopt(zmq.BACKLOG, 4096)
+        self._router.curve_server = True
+        self._router.curve_publickey, self._router.curve_secretkey = run.server_keys
+        self._router.setsockopt(zmq.ZAP_DOMAIN, b"lfm")
+        self._closings = self._router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.epoch = os.urandom(8).hex()
+        self.port = self._bind(list(interfaces), list(ports))
+        self._by_name: dict[str, _Session] = {}
+        self._by_route: dict[bytes, _Session] = {}
+        self._by_peer: dict[PeerId, _Session] = {}
+        self._dirty: dict[PeerId, _Session] = {}  # has something to send
+        self._last_peer = 0
+        self._host = socket.gethostname()
+        self._tick_at = time.monotonic() + PING_EVERY
+        self._ack_at: float | None = None
+        self._suspicious_until = 0.0  # a connection was closed: find out whose
+        self.refusals = 0  # broken or unauthorised packets, counted
+
+    def _bind(self, interfaces: list[str], ports: list[int]) -> int:
+        for port in ports:
+            try:
+                self._router.bind(f"tcp://{interfaces[0]}:{port or '*'}")
+                bound = int(self._router.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+                for interface in interfaces[1:]:
+                    self._router.bind(f"tcp://{interface}:{bound}")
+                return bound
+            except zmq.ZMQError as error:
+                trouble = error
+        self.close()
+        tried = f"port {ports[0]}" if len(ports) == 1 else f"ports {ports[0]}-{ports[-1]}"
+        raise ConnectionFailed(
+            f"cannot listen on {interfaces[0]}, {tried}: {trouble.strerror}; choose another with --port"
+        )
+
+    def sockets(self) -> list[zmq.Socket[bytes]]:
+        return [self._router, self._zap, self._closings]
+
+    def register(self, poller: zmq.Poller) -> None:
+        for one in self.sockets():
+            poller.register(one, zmq.POLLIN)
+
+    # -- receiving
+
+    def receive(self, limit: int = 1000) -> News:
+        """What has come, of at most ``limit`` packets."""
+        news: News = []
+        self._open_doors()
+        now = time.monotonic()
+        for _ in range(limit):
+            try:
+                first = self._router.recv(zmq.NOBLOCK, copy=False)
+                packet = self._router.recv_multipart(zmq.NOBLOCK) if first.more else []
+            except zmq.Again:
+                break
+            self._take(first, packet, now, news)
+        if self._closings.poll(0):
+            self._look_for_closed(now, news)
+        return news
+
+    def _open_doors(self) -> None:
+        """ZAP (RFC 27): admit a CURVE key that this run has given out."""
+        while True:
+            try:
+                request = self._zap.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            version, number = request[0], request[1]
+            key = request[6] if len(request) == 7 and request[5] == b"CURVE" else b""
+            role = self._run.role_of(z85.encode(key)) if len(key) == 32 else None
+            if role is None:
+                self.refusals += 1
+                self._zap.send_multipart([version, number, b"400", b"unknown key", b"", b""])
+            else:
+                self._zap.send_multipart([version, number, b"200", b"", role.encode(), b""])
+
+    def _take(self, first: zmq.Frame, packet: list[bytes], now: float, news: News) -> None:
+        route = first.bytes
+        session = self._by_route.get(route)
+        kind = packet[0] if packet else b""
+        try:
+            if kind == HELLO:
+                self._greet(route, str(first.get("User-Id") or ""), packet, now, news)
+            elif session is None:
+                self._say(route, [WHO])
+            elif kind == BYE:
+                self._end(session, "it said goodbye", news)
+            elif kind:
+                self._hear(session, packet, now, news)
+        except ProtocolError as error:
+            self.refusals += 1
+            log.warning("refused a packet of %s: %s", session.name if session else "a stranger", error)
+            self._say(route, [REFUSED, encode(m.Refused(str(error)))])
+            if session is not None:
+                self._end(session, f"broke the protocol: {error}", news)
+
+    def _hear(self, session: _Session, packet: list[bytes], now: float, news: News) -> None:
+        session.heard = now
+        frames, answer = session.link.receive(packet)
+        allowed = _TYPES_OF[session.role]
+        for frame in frames:
+            message = decode(frame)
+            if not isinstance(message, allowed):
+                raise ProtocolError(f"a {session.role} may not say {type(message).__name__}")
+            news.append(Said(session.peer, message))
+        if answer is not None:
+            self._put(session, session.link.control(answer))
+        elif session.link.owes_ack and self._ack_at is None:
+            self._ack_at = now + ACK_DELAY
+        if session.link.waiting:
+            self._dirty[session.peer] = session
+
+    def _greet(self, route: bytes, role: str, packet: list[bytes], now: float, news: News) -> None:
+        try:
+            facts = msgpack.unpackb(packet[1])
+            version, name = facts["version"], facts["session"]
+            epoch, received = facts["epoch"], int(facts["received"])
+        except (IndexError, KeyError, TypeError, ValueError, msgpack.exceptions.UnpackException):
+            raise ProtocolError("not a hello") from None
+        if version != m.VERSION:
+            raise ProtocolError(
+                f"this manager speaks protocol {m.VERSION}, not {version}; install the same version of lfm at both ends"
+            )
+        hello = decode(packet[2]) if len(packet) > 2 else None
+        if not isinstance(hello, m.ClientHello | m.WorkerHello | m.ViewerHello) or hello.session != name:
+            raise ProtocolError("not a hello")
+        if type(hello) is not _HELLO_OF.get(role):
+            raise ProtocolError(f"this key is for a {role or 'nobody'}; use the connection file of your role")
+        known = self._by_name.get(name)
+        if known is not None and known.role == role and epoch == self.epoch:
+            self._reroute(known, route, now)
+            known.link.resume(received)
+            self._welcome(known, True)
+            return
+        if known is not None:
+            self._end(known, "began anew", news)
+        self._last_peer += 1
+        session = _Session(
+            PeerId(self._last_peer), name, role, route, now, getattr(hello, "host", ""), getattr(hello, "pid", 0)
+        )
+        self._by_name[name] = self._by_route[route] = self._by_peer[session.peer] = session
+        self._welcome(session, False)
+        news.append(Joined(session.peer, role, hello))
+
+    def _welcome(self, session: _Session, resumed: bool) -> None:
+        welcome = m.Welcome(self._run.name, self.epoch, resumed)
+        self._put(session, [WELCOME, encode(welcome), msgpack.packb(session.link.received)])
+        self._dirty[session.peer] = session
+
+    def _reroute(self, session: _Session, route: bytes, now: float) -> None:
+        if session.route is not None:
+            self._by_route.pop(session.route, None)
+        session.route, session.heard, session.gone = route, now, None
+        self._by_route[route] = session
+
+    # -- sending
+
+    def send(self, peer: PeerId, message: m.Message) -> None:
+        """Queue a message; a peer whose session is over gets nothing, its end has been told."""
+        session = self._by_peer.get(peer)
+        if session is not None:
+            session.link.push(encode(message))
+            self._dirty[peer] = session
+
+    def flush(self) -> None:
+        """Send what is queued, as far as each peer's window is open."""
+        if not self._dirty:
+            return
+        dirty, self._dirty = self._dirty, {}
+        for session in dirty.values():
+            if session.route is not None:
+                for packet in session.link.packets():
+                    self._put(session, packet)
+
+    def _put(self, session: _Session, packet: list[bytes]) -> None:
+        if session.route is not None and not self._say(session.route, packet):
+            self._by_route.pop(session.route, None)
+            session.route, session.gone = None, time.monotonic()
+        session.sent = time.monotonic()
+
+    def _say(self, route: bytes, packet: list[bytes]) -> bool:
+        try:
+            self._router.send_multipart([route, *packet], zmq.NOBLOCK)
+        except zmq.Again:
+            pass  # cannot be at an unbounded queue; if it is, the link sends it again
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return False
+        return True
+
+    # -- time
+
+    def tick(self) -> News:
+        """Pings, acknowledgements and leases; call it when ``deadline`` is due."""
+        now = time.monotonic()
+        news: News = []
+        if self._ack_at is not None and now >= self._ack_at:
+            self._ack_at = None
+            for session in list(self._by_peer.values()):
+                if session.link.owes_ack:
+                    self._put(session, session.link.control(ACK))
+        if now >= self._tick_at:
+            self._tick_at = now + (0.2 if now < self._suspicious_until else PING_EVERY / 5)
+            for session in list(self._by_peer.values()):
+                self._check(session, now, news)
+        return news
+
+    def _check(self, session: _Session, now: float, news: News) -> None:
+        silent = now - session.heard
+        if now < self._suspicious_until and session.route is not None:
+            self._put(session, session.link.control(ACK))
+        if session.route is None and self._is_dead(session):
+            self._end(session, "its process ended", news)
+        elif session.gone is not None and now - session.gone > min(GONE_LEASE, self._lease):
+            self._end(session, f"its connection closed and did not come back for {now - session.gone:.0f} s", news)
+        elif silent > self._lease:
+            self._end(session, f"silent for {silent:.0f} s", news)
+        elif session.route is not None:
+            patience = RESEND_AFTER if session.link.unacknowledged else PING_EVERY
+            if now - max(session.heard, session.sent) >= patience:
+                self._put(session, session.link.control(PING))
+
+    def _look_for_closed(self, now: float, news: News) -> None:
+        """Some connection was closed; a ROUTER does not say whose, but refuses to send there."""
+        while self._closings.poll(0):
+            self._closings.recv_multipart()
+        self._suspicious_until = now + SUSPICION
+        self._tick_at = now
+        news += self.tick()
+
+    def _is_dead(self, session: _Session) -> bool:
+        """Whether a process of this very machine is surely gone."""
+        if session.host != self._host or not session.pid:
+            return False
+        try:
+            os.kill(session.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+
+    def deadline(self) -> float:
+        """Monotonic time of the next tick."""
+        return self._tick_at if self._ack_at is None else min(self._tick_at, self._ack_at)
+
+    def drop(self, peer: PeerId, reason: str) -> None:
+        """End a session from this side; no Left is told."""
+        session = self._by_peer.get(peer)
+        if session is not None:
+            if session.route is not None:
+                self._say(session.route, [REFUSED, encode(m.Refused(reason))])
+            self._end(session, reason, [])
+
+    def _end(self, session: _Session, reason: str, news: News) -> None:
+        if self._by_name.get(session.name) is session:
+            del self._by_name[session.name]
+        if session.route is not None:
+            self._by_route.pop(session.route, None)
+        self._by_peer.pop(session.peer, None)
+        self._dirty.pop(session.peer, None)
+        news.append(Left(session.peer, reason))
+
+    def close(self) -> None:
+        self._router.disable_monitor()
+        for one in (self._closings, self._router, self._zap):
+            one.close(0)
+        if self._own_context:
+            self._context.term()

@@ -1,0 +1,25 @@
+"""The numbers and the socket options that both ends share.  Seconds; the reasons are what ZeroMQ was seen to do."""
+
+from __future__ import annotations
+
+import zmq
+
+HELLO, WELCOME, REFUSED, WHO, BYE = b"H", b"W", b"R", b"?", b"B"
+PING_EVERY = 10.0  # of silence after which a peer is asked for a sign of life
+DEAD_AFTER = 25.0  # of silence after which a connection is given up and dialled anew
+LEASE = 60.0  # of silence after which a session is over, and its calls are given away
+GONE_LEASE = 15.0  # the same, once the peer's side has closed the connection
+ACK_DELAY = 0.1  # that an acknowledgement may wait for data to ride on
+SUSPICION = 2.0  # after a connection closed in which every peer is tried: ZeroMQ needs a moment to know whose it was
+RESEND_AFTER = 2.0  # without news of what was sent, after which the peer is asked
+MAX_FRAME = 16 << 20  # bytes; larger ones are refused by the transport
+
+
+def tune(socket: zmq.Socket[bytes]) -> None:
+    """What both ends set before they bind or connect."""
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, 0)  # the link's window bounds what is on its way
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
