@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from lfm.function.pack import Packer
+from lfm.function.pack import Packed, Packer
 from lfm.options import Options
 from lfm.protocol.ids import Digest, EnvironmentKey, FunctionId, TaskId
 from lfm.protocol.messages import DeclareEnvironment, DeclareFunction, Submit
@@ -20,7 +20,6 @@ from lfm.spool import Spool
 
 if TYPE_CHECKING:
     from lfm.function.handle import Handle
-    from lfm.function.pack import Packed
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
@@ -39,8 +38,8 @@ class Outgoing:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._packer: Packer | None = None
-        self._lock = Lock()  # of the packer and what is described
+        self._packer = Packer()
+        self._lock = Lock()  # of what is described
         self.described: dict[FunctionId, Described] = {}
         self._environments: dict[EnvironmentKey, DeclareEnvironment] = {}
 
@@ -49,17 +48,12 @@ class Outgoing:
     ) -> tuple[Submit, Described]:
         """The message for one call (or a chunk of them); raises what analysing and pickling raise."""
         handles: list[Handle] = []
-        with self._lock:
-            if self._packer is None:
-                self._packer = Packer()
-            packed = self._packer.pack(fn, imports=options.imports, exclude=options.exclude, environment=options.environment)
-            packed, pieces = (
-                self._packer.object(packed, calls, found=handles) if chunked
-                else self._packer.arguments(packed, *calls[0], found=handles)
-            )  # fmt: skip
-            described = self.described.get(packed.function)
-            if described is None:
-                described = self._describe(packed)
+        packed = self._packer.pack(fn, imports=options.imports, exclude=options.exclude, environment=options.environment)
+        if chunked:
+            packed, pieces = self._packer.object(packed, calls, handles)
+        else:
+            packed, pieces = self._packer.arguments(packed, *calls[0], handles)
+        described = self.described.get(packed.function) or self._describe(packed)
         options = options.over(described.options)
         blobs = tuple(Blob(Digest(handle.digest), handle.size) for handle in handles)
         for blob in blobs:
@@ -73,18 +67,22 @@ class Outgoing:
 
     def _describe(self, packed: Packed) -> Described:
         for text in packed.warnings:
-            warnings.warn(text, UserWarning, stacklevel=5)
+            warnings.warn(text, UserWarning, stacklevel=5)  # where submit() was called
+        options = Options.parse(packed.options)
         key = EnvironmentKey(packed.plan.key)
-        environment = self._environments.get(key)
-        if environment is None:
-            plan = self._spool.payload([packed.plan.to_json()], 0)
-            environment = self._environments[key] = DeclareEnvironment(key, plan, packed.environment_name)
-        function = DeclareFunction(
-            packed.function, packed.name, packed.category, key, self._spool.payload(packed.code, 0),
-            None if packed.overlay is None else self._spool.payload([packed.overlay], 0), packed.preload,
-        )
-        described = self.described[packed.function] = Described(environment, function, Options.parse(packed.options))
-        return described
+        with self._lock:
+            if (known := self.described.get(packed.function)) is not None:
+                return known
+            environment = self._environments.get(key)
+            if environment is None:
+                plan = self._spool.payload([packed.plan.to_json()], 0)
+                environment = self._environments[key] = DeclareEnvironment(key, plan, packed.environment_name)
+            function = DeclareFunction(
+                packed.function, packed.name, packed.category, key, self._spool.payload(packed.code, 0),
+                None if packed.overlay is None else self._spool.payload([packed.overlay], 0), packed.preload,
+            )
+            described = self.described[packed.function] = Described(environment, function, options)
+            return described
 
     def over(self, submit: Submit) -> None:
         """The call is over: what it alone needed is not needed any more."""
