@@ -11,6 +11,7 @@ from lfm_manager.core.check import check
 from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.policy import Policy
 from lfm_manager.core.tasks import EDGES, Adrift, Failed, IllegalTransition, Placed, Ready, State, Waiting
+from lfm_manager.core.workers import Demand, Worker
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, EnvironmentKey, FunctionId, PeerId, TaskId
@@ -647,11 +648,13 @@ def test_joining_a_blocked_queue_looks_at_no_worker() -> None:
     asked = 0
     worker = desk.core.workers[W1]
 
-    class Counting(type(worker)):  # type: ignore[misc]
-        def fits(self, *arguments: object) -> bool:
+    class Counting(Worker):
+        __slots__ = ()
+
+        def fits(self, demand: Demand, now: float) -> bool:
             nonlocal asked
             asked += 1
-            return super().fits(*arguments)  # type: ignore[no-any-return]
+            return Worker.fits(self, demand, now)
 
     worker.__class__ = Counting
     for n in range(100):

@@ -229,7 +229,8 @@ class Scheduler:
             return
         queue.blocked = self.demand(queue)
         queue.passed = self.placed
-        if not any(worker.could(queue.blocked, now) for worker in self.workers.values() if not worker.draining):
+        present = [w for w in self.workers.values() if not w.draining]
+        if present and not any(w.could(queue.blocked, now) for w in present):
             self.impossible.append(queue)
         self._watch(queue)
 
