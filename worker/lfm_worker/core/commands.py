@@ -70,6 +70,7 @@ class StartCall:
     wall_time: float | None
     processes: int | None
     chunk: int = 0
+    grow: bool = False  # tell when it is near its memory limit
     blobs: tuple[Digest, ...] = ()
     environ: dict[str, str] = field(default_factory=dict)
 

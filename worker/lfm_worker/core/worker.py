@@ -458,7 +458,7 @@ class WorkerCore:
             code=call.function.code, arguments=run.arguments, overlay=overlay,
             cpus=grant.cpus or None, threads=max(1, int(asked.cores)), memory=asked.memory or None,
             disk=asked.disk or None, wall_time=asked.wall_time, processes=run.processes, chunk=run.chunk,
-            blobs=tuple(b.digest for b in run.blobs), environ=environ,
+            grow=run.growth > asked.memory > 0, blobs=tuple(b.digest for b in run.blobs), environ=environ,
         )
 
     def _close_template(self, template: int) -> None:

@@ -368,7 +368,7 @@ class Worker:
                 overlay=self._cache.path(Item("overlay", command.overlay)) if command.overlay else None,
                 environ=command.environ, cpus=command.cpus, threads=command.threads, memory=command.memory,
                 disk=command.disk, wall_time=command.wall_time, processes=command.processes, chunk=command.chunk,
-                blobs={digest: str(self._transfers.own.path(digest)) for digest in command.blobs},
+                grow=command.grow, blobs={digest: str(self._transfers.own.path(digest)) for digest in command.blobs},
             )
             template.start(call)
         except OSError as error:
