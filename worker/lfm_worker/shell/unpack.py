@@ -1,4 +1,4 @@
-# ruff: noqa: PTH102, PTH117, PTH118, PTH120, PTH211
+# ruff: noqa: PTH102, PTH114, PTH117, PTH118, PTH120, PTH211
 # Thousands of files: plain strings cost a tenth of Path objects.
 """One environment, unpacked once per node: checked, extracted aside, renamed, mended, marked as ready.
 
@@ -177,8 +177,9 @@ class _Writer:
         """A link may lead through others: where all end up is known now that all are there."""
         root = os.path.realpath(self._root)
         for link in self._links:
-            if os.path.commonpath([os.path.realpath(link), root]) != root:
-                raise _unsafe(f"{os.path.relpath(link, self._root)} leads out of it")
+            end = os.path.realpath(link)
+            if os.path.commonpath([end, root]) != root or os.path.islink(end):
+                raise _unsafe(f"{os.path.relpath(link, self._root)} leads out of it, or in a circle")
 
     def _folder(self, name: str) -> None:
         if name not in self._folders:
