@@ -62,12 +62,13 @@ class Session:
         self.name = secrets.token_hex(6)
         self._embedded = embedded
         self._connection = connection
+        self._pid = os.getpid()
         self._dialer = Dialer(connection, self._hello)
+        self._run_name = "" if embedded else self._dialer.connect(CONNECT_TIMEOUT).run
         self.spool = Spool(embedded.directory if embedded else None)
         self._outgoing = Outgoing(self.spool)
         self._incoming = Incoming(self.spool, self._dialer.send)
         self._bars = EnvironmentBars()
-        self._pid = os.getpid()
         self._numbers = itertools.count(1)
 
         self._lock = threading.Lock()  # of the outbox's door: what was let in before it closed is answered
@@ -88,7 +89,6 @@ class Session:
         self.capacity: m.Capacity | None = None
         self._warned_lost = False
         self._watched: set[int] = set()  # descriptors of the embedded processes
-        self._run_name = "" if embedded else self._dialer.connect(CONNECT_TIMEOUT).run
         self._thread = threading.Thread(target=self._run, name="lfm-session")
         self._thread.start()
         _sessions.add(self)

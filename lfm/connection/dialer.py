@@ -43,6 +43,7 @@ class Dialer:
         self._link = Link()
         self._epoch = ""
         self._welcomed = False  # on this connection
+        self._early: list[m.Message] = []  # what came with the welcome, for the next receive()
         self._racers: list[zmq.Socket[bytes]] = []  # one per address until one answers
         self._socket: zmq.Socket[bytes] | None = None
         self._pollers: list[zmq.Poller] = []
@@ -68,7 +69,11 @@ class Dialer:
 
     def connect(self, timeout: float = 10.0) -> m.Welcome:
         """Dial and shake hands.  ConnectionFailed within ``timeout`` seconds, ProtocolError if refused."""
-        self._dial()
+        try:
+            self._dial()
+        except ConnectionFailed:
+            self.close()
+            raise
         trouble = _Monitor(self._racers)
         try:
             return self._shake_hands(time.monotonic() + timeout, timeout, trouble)
@@ -85,8 +90,10 @@ class Dialer:
             for one in [*self._sockets(), *trouble.sockets]:
                 poller.register(one, zmq.POLLIN)
             poller.poll(int(min(left, 1.0) * 1000) + 1)
-            for message in self.receive():
+            heard = self.receive()
+            for at, message in enumerate(heard):
                 if isinstance(message, m.Welcome):
+                    self._early = heard[at + 1 :]  # it may go on speaking at once
                     return message
             if trouble.bad_key():
                 raise ConnectionFailed(
@@ -120,7 +127,7 @@ class Dialer:
 
         ProtocolError if the manager refused this session for good.
         """
-        news: list[m.Message] = []
+        news, self._early = self._early, []
         for one in self._sockets():
             while not one.closed:
                 try:
@@ -194,6 +201,8 @@ class Dialer:
 
     def deadline(self) -> float:
         """Monotonic time of the next tick."""
+        if self._early:
+            return self._heard
         if self._redial_at is not None:
             return self._redial_at
         due = self._heard + DEAD_AFTER + 0.01
