@@ -5,13 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from lfm_manager.core import commands as c
-from lfm_manager.core import events as e
-from lfm_manager.core.check import check
-from lfm_manager.core.manager import ManagerCore
-from lfm_manager.core.policy import Policy
-from lfm_manager.core.tasks import EDGES, Adrift, Failed, IllegalTransition, Placed, Ready, State, Waiting
-from lfm_manager.core.workers import Demand, Worker
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, EnvironmentKey, FunctionId, PeerId, TaskId
@@ -29,10 +22,18 @@ from lfm.protocol.outcomes import (
     Returned,
 )
 from lfm.protocol.resources import Request, Resources, Usage
+from lfm_manager.core import commands as c
+from lfm_manager.core import events as e
+from lfm_manager.core.check import check
+from lfm_manager.core.manager import ManagerCore
+from lfm_manager.core.policy import Policy
+from lfm_manager.core.tasks import EDGES, Adrift, Failed, IllegalTransition, Placed, Ready, State, Waiting
+from lfm_manager.core.workers import Demand, Worker
 
 GB = 10**9
 CLIENT, OTHER, W1, W2 = PeerId(1), PeerId(2), PeerId(11), PeerId(12)
 ENV, FUNCTION, TARBALL = EnvironmentKey("env"), FunctionId("f"), Digest("t" * 64)
+CODE, PLAN = Inline(b"code"), Inline(b"{}")
 VALUE = Returned(Inline(b"value"))
 ASKED = Request(cores=1, memory=GB, disk=0)
 
@@ -72,7 +73,7 @@ class Desk:
     def client(self, peer: PeerId = CLIENT, session: str = "s", name: str | None = None) -> list[c.Command]:
         return self.do(e.ClientJoined(peer, m.ClientHello(session, "me", "here", 1, name)))
 
-    def declare(self, peer: PeerId = CLIENT, code: m.Payload = Inline(b"code"), plan: m.Payload = Inline(b"{}")) -> None:
+    def declare(self, peer: PeerId = CLIENT, code: m.Payload = CODE, plan: m.Payload = PLAN) -> None:
         self.do(e.ClientSaid(peer, m.DeclareEnvironment(ENV, plan, "numpy")))
         self.do(e.ClientSaid(peer, m.DeclareFunction(FUNCTION, "mod.f", "mod.f", ENV, code, None, ())))
 
@@ -484,7 +485,7 @@ def test_an_environment_that_no_worker_can_use_fails_its_calls() -> None:
         desk.submit(task)
     desk.do(e.WorkerSaid(W1, m.EnvironmentUnusable(TARBALL, "disk full")))
     done = answers(desk.ended("a", Lost("disk full", started=False)))
-    assert {f.task for f in done} | {t for t in desk.core.calls.tasks} >= {"a", "b"}
+    assert {f.task for f in done} | set(desk.core.calls.tasks) >= {"a", "b"}
     assert all(isinstance(desk.state(t), Failed) for t in ("a", "b"))
 
 

@@ -11,13 +11,32 @@ from dataclasses import replace
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, FunctionId, PeerId, TaskId
 from lfm.protocol.outcomes import (
-    Attempt, Blob, Cancelled, Crashed, Exhausted, Impossible, Killed, Lost, Outcome, Raised, Returned, outcome_name,
+    Attempt,
+    Blob,
+    Cancelled,
+    Crashed,
+    Exhausted,
+    Impossible,
+    Killed,
+    Lost,
+    Outcome,
+    Raised,
+    Returned,
+    outcome_name,
 )
 from lfm.protocol.resources import Resources, Usage
 from lfm_manager.core.blobs import Blobs
 from lfm_manager.core.categories import Category
 from lfm_manager.core.commands import (
-    Command, ForgetTask, GetBlob, SaveAttempt, SaveMeasurement, SaveResult, SaveTask, TellClient, TellWorker,
+    Command,
+    ForgetTask,
+    GetBlob,
+    SaveAttempt,
+    SaveMeasurement,
+    SaveResult,
+    SaveTask,
+    TellClient,
+    TellWorker,
 )
 from lfm_manager.core.environments import Environments
 from lfm_manager.core.events import SavedTask

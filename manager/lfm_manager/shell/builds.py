@@ -66,7 +66,7 @@ class Builds:
             work = tempfile.TemporaryDirectory(prefix="lfm-build-")
             source = Path(work.name, "plan.json")
             source.write_bytes(plan)
-            errors = Path(work.name, "log").open("wb+")
+            errors = Path(work.name, "log").open("wb+")  # noqa: SIM115  # lives as long as the child
             process = subprocess.Popen(
                 build_command(source, self.store.root, Path(work.name, "result.json")),
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,

@@ -8,6 +8,7 @@ that a crash could make untrue.  Sleeps until something comes or is due; an idle
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ from lfm.blobs import BlobStore
 from lfm.connection import Joined, Left, Listener, Said
 from lfm.protocol import messages as m
 from lfm.protocol.ids import PeerId
-from lfm.protocol.outcomes import Blob
+from lfm.protocol.outcomes import Blob, Payload
 from lfm.run import RunDirectory
 from lfm_manager import sizing
 from lfm_manager.core import commands as c
@@ -112,14 +113,14 @@ class Manager:
         self.listener.flush()
         self._look_if_idle(now)
 
-    def _timeout(self) -> float:
+    def _timeout(self) -> int:
         """Milliseconds until something is due."""
         due = self.listener.deadline()
         if (core := self.core.deadline()) is not None:
             due = min(due, core)
         if self.settings.idle_timeout is not None:
             due = min(due, self._busy + self.settings.idle_timeout)
-        return max(0.0, (due - time.monotonic()) * 1000 + 1)
+        return max(0, math.ceil((due - time.monotonic()) * 1000))
 
     def _readable(self, descriptor: int) -> None:
         if self.builds.owns(descriptor):
@@ -228,7 +229,7 @@ class Manager:
         if event is not None:
             self._pending.append(event)
 
-    def _build(self, key: Any, plan: m.Payload) -> None:
+    def _build(self, key: Any, plan: Payload) -> None:
         try:
             content = self.transfers.store.path(plan.digest).read_bytes() if isinstance(plan, Blob) else plan.data
         except OSError as error:

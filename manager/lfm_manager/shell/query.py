@@ -127,7 +127,8 @@ def tasks(core: ManagerCore, arguments: dict[str, Any], now: float) -> dict[str,
     limit = int(arguments.get("limit") or LIMIT)
     state, category, selection = (arguments.get(name) for name in ("state", "category", "selection"))
     chosen: Iterable[Task] = select(core, str(selection)) if selection else core.calls.tasks.values()
-    rows, more = [], 0
+    rows: list[dict[str, Any]] = []
+    more = 0
     for task in chosen:
         if (state and state_name(task) != state) or (category and task.category.name != category):
             continue

@@ -142,9 +142,10 @@ class Store:
     def recover(self, blobs: tuple[Any, ...]) -> Recovered | None:
         """What an earlier manager left here; None if this is the first."""
         declared = [self._read(row[0], object) for row in self._db.execute("SELECT message FROM declared ORDER BY number")]
-        sessions = {}
-        for key, hello in self._db.execute("SELECT key, hello FROM sessions"):
-            sessions[key] = (self._read(hello, m.ClientHello), [])  # type: tuple[m.ClientHello, list[SavedTask]]
+        sessions: dict[str, tuple[m.ClientHello, list[SavedTask]]] = {
+            key: (self._read(hello, m.ClientHello), [])
+            for key, hello in self._db.execute("SELECT key, hello FROM sessions")
+        }
         if not declared and not sessions:
             return None
         rows = self._db.execute("SELECT session, submit, attempt, worker, finished FROM tasks ORDER BY number")
