@@ -97,7 +97,7 @@ class Ours:
         self._next += 1
         sandbox = f"{self._folder}/s{self._next}"
         os.mkdir(sandbox)  # noqa: PTH102 (counted with our own cost)
-        environ = {"LFM_TASK": str(self._next), "LFM_ATTEMPT": "1", "LFM_CORES": "1", "OMP_NUM_THREADS": "1"}
+        environ = {b"LFM_TASK": b"%d" % self._next, b"LFM_ATTEMPT": b"1", b"LFM_CORES": b"1", b"OMP_NUM_THREADS": b"1"}
         work = wire.Work(
             self._next, str(self._code), self._arguments, f"{self._folder}/r{self._next}", sandbox, environ=environ
         )

@@ -87,7 +87,7 @@ class _Bench:
                 str(result),
                 str(sandbox),
                 paths=tuple(path or str(Path.cwd()) for path in sys.path),
-                environ=dict(os.environ),
+                environ=dict(os.environb),
             )
             self.host.start(work, limits)
             return self._wait(), result

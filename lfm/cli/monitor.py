@@ -71,7 +71,7 @@ def run(command: tuple[str, ...], limits: Limits) -> tuple[Outcome, Usage | None
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: running.kill(1))
     try:
-        work = wire.Work(1, "", b"", "", "", directory=str(Path.cwd()), command=command, environ=dict(os.environ))
+        work = wire.Work(1, "", b"", "", "", directory=str(Path.cwd()), command=command, environ=dict(os.environb))
         running.start(work, limits, fds=(0, 1, 2))
         over = wait_over(running)
     finally:

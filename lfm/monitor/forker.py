@@ -27,13 +27,14 @@ OOM_SCORE = 500
 class Ends:
     """What a slot's processes inherit: the call's channel, the shared page, where its output goes."""
 
-    channel: socket.socket
+    channel: int
     page: mmap.mmap
     stdout: int
     stderr: int
     fault: int
     private: tuple[int, ...]  # the monitor's own, closed at once
     session: bool  # whether a slot's calls form a session (and process group) of their own
+    hooks: list[linux.Hook]  # at-fork handlers that a bare clone does not run
 
 
 def _prepare(ends: Ends, parent: int) -> None:
@@ -98,16 +99,23 @@ class CloneForker:
 
 def _fork_for_ever(ends: Ends, asked: socket.socket, clone: Callable[[], int]) -> NoReturn:
     buffer = bytearray(wire.DATAGRAM)
-    page, parent, pack = ends.page, os.getppid(), call.PAGE_PID.pack_into
+    page, parent, at, fd, channel, hooks = ends.page, os.getppid(), call.PAGE_PID_AT, asked.detach(), ends.channel, ends.hooks
+    pack, read, close, getppid, prctl = call.PAGE_PID.pack_into, os.read, os.close, os.getppid, linux.bare_prctl()
+    serve, reseed = call.serve, call.reseed
     while True:
-        if not asked.recv(1):
+        if not read(fd, 1):
             os._exit(0)
         pid = clone()
         if pid == 0:
-            asked.close()
-            linux.die_with_parent(parent)
-            call.serve(ends.channel, page, buffer, reseed=True)
-        pack(page, call.PAGE_PID_AT, pid)
+            close(fd)
+            prctl(linux.PR_SET_PDEATHSIG, 9, 0, 0, 0)
+            if getppid() != parent:
+                os._exit(1)
+            reseed()
+            if hooks:
+                call.replay(hooks)
+            serve(channel, page, buffer)
+        pack(page, at, pid)
 
 
 class PlainForker:
@@ -123,7 +131,8 @@ class PlainForker:
         pid = os.fork()
         if pid == 0:
             _prepare(self._ends, parent)
-            call.serve(self._ends.channel, self._ends.page, bytearray(wire.DATAGRAM), reseed=True)
+            call.reseed()
+            call.serve(self._ends.channel, self._ends.page, bytearray(wire.DATAGRAM))
         call.PAGE_PID.pack_into(self._ends.page, call.PAGE_PID_AT, pid)
 
     def drop(self) -> None:

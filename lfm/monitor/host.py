@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import select
 import shutil
 import signal
@@ -218,12 +217,10 @@ class Host:
     def _dispatch(self, slot: _Slot, job: Job) -> None:
         slot.job, slot.watched, slot.over = job, False, None
         self._running[job.work.id] = slot
-        data = pickle.dumps(tuple(job.work), 4)
         try:
+            slot.channel.send(wire.work(job.work))
             if job.fds:
-                socket.send_fds(slot.channel, [data], job.fds)
-            else:
-                slot.channel.send(data)
+                socket.send_fds(slot.channel, [b"fds"], job.fds)
         except OSError as error:
             self._drop(slot, f"its work could not be sent: {error.strerror}")
             return

@@ -27,6 +27,8 @@ CLONE_NEWPID = 0x20000000
 WALL = 0x40000000  # wait for every child, whatever signal its end sends
 MADV_COLLAPSE = 25
 
+Hook = tuple[Callable[[], object] | None, Callable[[], object] | None]  # before, and after in the child
+
 _SYS_CLONE = 56  # x86-64, where its arguments are (flags, stack, parent tid, child tid, tls)
 _SIGSET_BYTES = 128
 
@@ -135,3 +137,31 @@ def cloner(flags: int, end_signal: int) -> Callable[[], int]:
 def collapse(start: int, length: int) -> bool:
     """Ask for huge pages for a range of this process's memory now.  False where the kernel will not."""
     return bool(_libc.madvise(start, length, MADV_COLLAPSE) == 0)
+
+
+def bare_prctl() -> Callable[..., int]:
+    """``prctl`` as the C library has it, for where every page touched counts."""
+    call: Callable[..., int] = ctypes.PyDLL(None).prctl
+    return call
+
+
+def record_hooks() -> list[Hook]:
+    """From now on remember what third parties register with ``os.register_at_fork``: a bare clone does not run
+    it, so whoever clones must.  The standard library's own handlers are known and covered."""
+    hooks: list[Hook] = []
+    register = os.register_at_fork
+
+    def remember(
+        *,
+        before: Callable[[], object] | None = None,
+        after_in_child: Callable[[], object] | None = None,
+        after_in_parent: Callable[[], object] | None = None,
+    ) -> None:
+        given = {"before": before, "after_in_child": after_in_child, "after_in_parent": after_in_parent}
+        register(**{name: hook for name, hook in given.items() if hook is not None})
+        caller = str(sys._getframe(1).f_globals.get("__name__", "")).partition(".")[0]
+        if caller not in sys.stdlib_module_names and (before or after_in_child):
+            hooks.append((before, after_in_child))
+
+    os.register_at_fork = remember
+    return hooks

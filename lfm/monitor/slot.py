@@ -12,7 +12,7 @@ import select
 import signal
 import socket
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lfm.monitor import call, linux, sandbox, wire
 from lfm.monitor.capture import Capture
@@ -27,7 +27,9 @@ SIGNALS = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM)
 class Monitor:
     """State of one slot, and what to do when something happens to it."""
 
-    def __init__(self, control: socket.socket, channel: socket.socket, files: list[int], config: dict) -> None:  # type: ignore[type-arg]
+    def __init__(
+        self, control: socket.socket, channel: socket.socket, files: list[int], config: dict[str, Any], hooks: list[linux.Hook]
+    ) -> None:
         linux.become_subreaper()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self.control = control
@@ -38,7 +40,7 @@ class Monitor:
         self.poll = select.poll()
         private = (control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end, files[0], files[1])
         ends = Ends(
-            channel, self.page, self.stdout.write_end, self.stderr.write_end, self.fault, private, config["session"]
+            channel.detach(), self.page, self.stdout.write_end, self.stderr.write_end, self.fault, private, config["session"], hooks
         )
         self.forker = CloneForker(ends) if config["clone"] else PlainForker(ends)
         for fd in (control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end):
@@ -114,7 +116,8 @@ class Monitor:
 
     def _start_watch(self, data: bytes) -> None:
         id, limits, folder = wire.read_watch(data)
-        mark, started, _, base, pid = call.PAGE.unpack_from(self.page)
+        mark, started, _, base, _, pid = call.PAGE.unpack_from(self.page)
+        base *= call.KB
         if mark == id:
             self.watch = Watch(pid, started, base, limits, folder)
         elif mark == 0:
@@ -192,7 +195,7 @@ class Monitor:
         self._after(ended, breach)
 
     def _finish(self, over: Reaped, breach: Breach | None) -> None:
-        id, started, base_cpu, _, _ = call.PAGE.unpack_from(self.page)
+        id, started, base_cpu, _, _, _ = call.PAGE.unpack_from(self.page)
         now = time.monotonic()
         flags = wire.STARTED if id else 0
         if self.children.raw() != self._nobody():
@@ -249,7 +252,8 @@ class Monitor:
         self.stdout.restart()
         self.stderr.restart()
         self.stray_cpu, self.io = 0.0, b""
-        self.page[: call.PAGE.size] = bytes(call.PAGE.size)
+        call.PAGE_START.pack_into(self.page, 0, 0, 0.0)
+        call.PAGE_PID.pack_into(self.page, call.PAGE_PID_AT, 0)
         if not clean and self.forker.pid:
             # a call that ended badly shared a process group with the forker: take no chance on its state
             pid = self.forker.pid

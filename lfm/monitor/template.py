@@ -37,6 +37,7 @@ def main(control_fd: int, settings: str) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     control = socket.socket(fileno=control_fd)
     _leave_no_trace(config["runtime"])
+    hooks = linux.record_hooks()
     began = time.monotonic()
     skipped = _preload(control_fd, config)
     single = linux.threads() == 1
@@ -52,7 +53,7 @@ def main(control_fd: int, settings: str) -> NoReturn:
         "preload_s": round(time.monotonic() - began, 3),
     }
     control.send(bytes([READY]) + json.dumps(told).encode())
-    Template(control, config).run()
+    Template(control, config, hooks).run()
 
 
 def _leave_no_trace(runtime: str) -> None:
@@ -111,7 +112,8 @@ def command(python: str, control_fd: int, config: dict[str, Any]) -> list[str]:
 class Template:
     """Forks a monitor for every slot that the daemon asks for, and sweeps up after one that died."""
 
-    def __init__(self, control: socket.socket, config: dict[str, Any]) -> None:
+    def __init__(self, control: socket.socket, config: dict[str, Any], hooks: list[linux.Hook]) -> None:
+        self.hooks = hooks
         self.control = control
         self.config = config
         self.monitors: dict[int, int] = {}  # pid -> slot
@@ -147,7 +149,7 @@ class Template:
                 self.control.close()
                 os.close(signals)
                 ends = [socket.socket(fileno=fd) for fd in fds[:2]]
-                Monitor(ends[0], ends[1], fds[2:], self.config).run()
+                Monitor(ends[0], ends[1], fds[2:], self.config, self.hooks).run()
             except BaseException:  # it must not fall back into the template's loop
                 traceback.print_exc()
             finally:

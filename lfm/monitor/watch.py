@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from lfm.monitor import call
+from lfm.monitor import answer
 from lfm.monitor.processes import PAGE, Process, Seen, Tree
 from lfm.monitor.wire import Limits
 
@@ -126,7 +126,7 @@ class Watch:
         total = 0
         for process, _ in found:
             try:
-                total += proportional(process.pid) if len(found) > 1 else call.rollup(_rollup(process.pid))[1]
+                total += proportional(process.pid) if len(found) > 1 else answer.rollup(_rollup(process.pid))[1]
             except (OSError, ValueError):
                 continue
         self._exact, self._exact_at = total, now + 20 * (time.monotonic() - now)

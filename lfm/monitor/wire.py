@@ -1,11 +1,12 @@
 """What daemon, template, monitor and call say to each other: fixed structs and raw bytes.
 
 One datagram each.  The daemon only ever reads numbers, texts and opaque bytes; nothing that comes from a
-call is unpickled by anyone but the client.  Pickle goes one way only: from the daemon to the call.
+call is unpickled by anyone but the client.  Marshal goes one way only: from the daemon to the call.
 """
 
 from __future__ import annotations
 
+import marshal
 import os
 import struct
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from lfm.monitor.sandbox import Owned
 
 DATAGRAM = 200 * 1024  # bytes; the largest message, below the kernel's default socket buffer
+NO_TEXTS = (b"",) * 5
 INLINE_LIMIT = 64 * 1024  # bytes; what is larger goes through a file
 TEXT_LIMIT = 16 * 1024  # characters of an exception's text; a traceback may have twice that
 
@@ -33,7 +35,7 @@ _CLEAN = struct.Struct("<BQQ")
 _RAISE = struct.Struct("<BQq")
 _NEAR = struct.Struct("<BQqq")
 _REPORT = struct.Struct("<BQiBB6d7q2I2QIB")
-_RESULT = struct.Struct("<BQdqqqQ6I")
+RESULT = struct.Struct("<BQdqqqQ6I")
 
 
 class Limits(NamedTuple):
@@ -47,7 +49,7 @@ class Limits(NamedTuple):
 
 
 class Work(NamedTuple):
-    """All that a call's process needs to know of its call; travels as a plain tuple."""
+    """All that a call's process needs to know of its call; travels as a plain tuple, by marshal."""
 
     id: int
     code: str
@@ -56,13 +58,20 @@ class Work(NamedTuple):
     sandbox: str  # handed over empty, removed at the end; a command has none
     overlay: str | None = None
     paths: tuple[str, ...] = ()  # added to the end of sys.path
-    environ: dict[str, str] = {}  # noqa: RUF012 (nobody writes to it)
+    environ: dict[bytes, bytes] = {}  # noqa: RUF012 (nobody writes to it)
     cpus: tuple[int, ...] | None = None
     threads: int = 1
     chunk: bool = False
     blobs: dict[str, str] = {}  # noqa: RUF012
     directory: str = ""  # of a command: its user's, where nothing is ever removed
     command: tuple[str, ...] = ()  # run this instead of a function, with the descriptors that came along
+
+
+CHUNK, BLOBS, COMMAND, DIRECTORY = (Work._fields.index(name) for name in ("chunk", "blobs", "command", "directory"))
+
+
+def work(values: Work) -> bytes:
+    return marshal.dumps(tuple(values), 4)
 
 
 class Result(NamedTuple):
@@ -161,20 +170,14 @@ def read_report(data: bytes) -> Report:
     return Report(*_REPORT.unpack(data)[1:])
 
 
-def result(values: Result) -> bytes:
-    pieces = [text.encode("utf-8", "surrogatepass") for text in values.texts]
-    head = _RESULT.pack(*values[:7], *map(len, pieces), len(values.data))
-    return b"".join((head, *pieces, values.data))
-
-
 def read_result(data: memoryview | bytes) -> Result:
     """ValueError for what is none: anything may come from a call."""
     try:
-        fixed = _RESULT.unpack_from(data)
+        fixed = RESULT.unpack_from(data)
     except struct.error:
         raise ValueError("not a result") from None
     texts: list[str] = []
-    at = _RESULT.size
+    at = RESULT.size
     *lengths, size = fixed[7:]
     for length in lengths:
         texts.append(bytes(data[at : at + length]).decode("utf-8", "replace"))

@@ -5,6 +5,7 @@ All that matters is done by ``lfm.monitor``, which knows neither outcomes nor wo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Template:
             result=str(call.result),
             sandbox=str(call.sandbox),
             overlay=str(call.overlay) if call.overlay else None,
-            environ=call.environ,
+            environ={os.fsencode(name): os.fsencode(text) for name, text in call.environ.items()},
             cpus=call.cpus,
             threads=call.threads,
             chunk=bool(call.chunk),

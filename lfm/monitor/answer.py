@@ -1,0 +1,258 @@
+"""What a call's process does seldom: code and data from files, values by cloudpickle or in files, exceptions.
+
+Runs in the call's own process, like ``lfm.monitor.call``, which keeps what every call does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import mmap
+import os
+import pickle
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, NoReturn
+
+from lfm.monitor import payload, wire
+
+Told = tuple[int, int, tuple[bytes, ...], tuple[payload.Buffer, ...]]  # kind, bytes in the file, texts, pieces
+_OURS = (__file__, payload.__file__, __file__.replace("answer.py", "call.py"))
+
+
+def load_function(path: str) -> Callable[..., Any]:
+    fd = os.open(path, os.O_RDONLY)
+    size = os.fstat(fd).st_size
+    data = os.read(fd, size)
+    while len(data) < size and (more := os.read(fd, size - len(data))):
+        data += more
+    os.close(fd)
+    function: Callable[..., Any] = payload.unpack(data)
+    return function
+
+
+def load_arguments(data: bytes | str, blobs: dict[str, str]) -> Any:
+    held: dict[str, Any] = {}
+
+    def persistent(name: Any) -> Any:
+        kind, digest = name
+        if kind != "lfm-blob":
+            raise pickle.UnpicklingError(f"unknown persistent reference {kind!r}")
+        if digest not in held:
+            held[digest] = payload.unpack(_map(blobs[digest]))
+        return held[digest]
+
+    # a private mapping, or a copy: either way arrays in it are writable
+    memory = bytearray(data) if isinstance(data, bytes) else _map(data)
+    return payload.unpack(memory, persistent if blobs else None)
+
+
+def _map(path: str) -> memoryview:
+    """A file as writable memory whose changes stay in this process."""
+    with open(path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+
+
+def add_overlay(overlay: str) -> None:
+    """The user's own modules come first, what only helps them comes last."""
+    sys.path.insert(0, overlay + "/src")
+    sys.path.append(overlay + "/lib")
+
+
+def by_cloudpickle(value: Any, first: Exception) -> list[payload.Buffer]:
+    """The pieces of what plain pickle could not do; raises pickle's own error where cloudpickle is not at hand."""
+    try:
+        from cloudpickle import dumps
+    except ImportError:
+        raise first from None
+    return payload.pack(value, dumps)
+
+
+def returned(work: tuple[Any, ...], pieces: list[payload.Buffer]) -> Told:
+    """A value in pieces: in the message if it is small, else in the call's result file."""
+    if sum(memoryview(piece).nbytes for piece in pieces) <= wire.INLINE_LIMIT:
+        return wire.RETURNED, 0, wire.NO_TEXTS, (b"".join(pieces),)
+    digest, size = _to_file(work[3], pieces)
+    return wire.RETURNED, size, (*wire.NO_TEXTS[:4], digest.encode()), ()
+
+
+def _to_file(path: str, pieces: Sequence[payload.Buffer]) -> tuple[str, int]:
+    import hashlib
+
+    hashed, size = hashlib.sha256(), 0
+    with open(path, "wb", buffering=0) as file:
+        for piece in pieces:
+            view = memoryview(piece).cast("B")
+            for at in range(0, len(view), 1 << 22):
+                part = view[at : at + (1 << 22)]
+                hashed.update(part)
+                done = 0
+                while done < len(part):
+                    done += file.write(part[done:])
+            size += len(view)
+    return hashed.hexdigest(), size
+
+
+def raised(work: tuple[Any, ...], error: BaseException, stage: str) -> Told:
+    """What to say of an exception: that the environment lacks a module, or the exception itself, or texts of it."""
+    flush()
+    if stage != "dump" and isinstance(error, ImportError) and (broken := _broken(error)):
+        return broken
+    name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+    try:
+        text = str(error)
+    except BaseException:
+        text = "(its text cannot be made: str() of it raises)"
+    trace = _strip(error.__traceback__)
+    try:
+        lines = traceback.format_exception(type(error), error, trace)
+    except BaseException:
+        lines = [*traceback.format_tb(trace), f"{name}: {text}\n"]
+    texts = (name, _short(text, wire.TEXT_LIMIT), _short("".join(lines), 2 * wire.TEXT_LIMIT), stage)
+    said = tuple(one.encode("utf-8", "replace") for one in texts)
+    try:
+        data = _portable(error)
+        if len(data) <= wire.INLINE_LIMIT:
+            return wire.RAISED, 0, (*said, b""), (data,)
+        digest, size = _to_file(work[3], [data])
+        return wire.RAISED, size, (*said, digest.encode()), ()
+    except BaseException:  # an exception whose own pickling misbehaves cannot travel
+        return wire.RAISED, 0, (*said, b""), ()
+
+
+def _portable(error: BaseException) -> bytes:
+    """The exception's payload, tried out: many pickle well and then cannot be unpickled."""
+    try:
+        pieces = payload.pack(error)
+    except Exception as first:
+        pieces = by_cloudpickle(error, first)
+    data = b"".join(pieces)
+    again = payload.unpack(bytearray(data))
+    if type(again).__qualname__ != type(error).__qualname__:
+        raise pickle.PicklingError("it comes back as something else")
+    return data
+
+
+def _short(text: str, limit: int) -> str:
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]}\n  [...]\n{text[-half:]}"
+
+
+def _strip(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without our frames at its beginning."""
+    while trace is not None and trace.tb_frame.f_code.co_filename in _OURS:
+        trace = trace.tb_next
+    return trace
+
+
+def _broken(error: ImportError) -> Told | None:
+    """That the environment is broken, if what was to be imported really cannot be."""
+    name = error.name
+    if not name:
+        return None
+    try:
+        importlib.import_module(name)
+        return None
+    except ImportError as again:
+        if again.name and again.name != name and not name.startswith(again.name + "."):
+            name = again.name
+    except BaseException:  # it is there, and fails in its own way
+        return None
+    file, line = "", 0
+    trace = _strip(error.__traceback__)
+    while trace is not None:
+        if "importlib" not in trace.tb_frame.f_code.co_filename:
+            file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
+        trace = trace.tb_next
+    texts = (name, file, _short(str(error), wire.TEXT_LIMIT), str(line), "")
+    return wire.BROKEN, 0, tuple(one.encode("utf-8", "replace") for one in texts), ()
+
+
+def flush() -> None:
+    """What the call printed through streams of its own; the original ones do not buffer."""
+    for stream, original in ((sys.stdout, sys.__stdout__), (sys.stderr, sys.__stderr__)):
+        if stream is not original:
+            try:
+                stream.flush()
+            except Exception:  # a stream that the call left broken
+                pass
+
+
+def exact(low: int, base: int) -> int:
+    """The peak of this process, copied pages included.
+
+    The kernel's high-water mark counts new pages but not copied ones; private memory at the end counts both,
+    but only what is left.  ``(HWM - RSS at fork) + max(0, USS now - (RSS now - RSS at fork))`` joins them.
+    """
+    rss, private = rollup("/proc/self/smaps_rollup")
+    return low + max(0, private - max(0, rss - base))
+
+
+def rollup(path: str) -> tuple[int, int]:
+    """(resident, private) bytes of a process."""
+    rss = private = 0
+    with open(path, "rb", buffering=0) as file:
+        for line in file.read(4096).splitlines():
+            if line.startswith(b"Rss:"):
+                rss = int(line[4:-2]) * 1024
+            elif line.startswith(b"Private_"):
+                private += int(line.split()[1]) * 1024
+    return rss, private
+
+
+def set_threads(count: int) -> None:
+    """Libraries that the template has loaded with one thread get as many as the call has cores."""
+    import ctypes
+
+    for name, symbols in _POOLS:
+        for path in _loaded(name):
+            try:
+                library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+            except OSError:
+                continue
+            for symbol in symbols:
+                setter = getattr(library, symbol, None)
+                if setter is not None:
+                    setter(ctypes.c_int(count))
+                    break
+
+
+_OPENBLAS = (
+    "scipy_openblas_set_num_threads64_",
+    "scipy_openblas_set_num_threads",
+    "openblas_set_num_threads64_",
+    "openblas_set_num_threads",
+)
+_POOLS = (
+    ("openblas", _OPENBLAS),
+    ("libmkl_rt", ("MKL_Set_Num_Threads",)),
+    ("libgomp", ("omp_set_num_threads",)),
+    ("libomp", ("omp_set_num_threads",)),
+    ("libiomp", ("omp_set_num_threads",)),
+)
+
+
+def _loaded(part: str) -> set[str]:
+    with open("/proc/self/maps") as file:
+        lines = (line.rstrip("\n").split(maxsplit=5) for line in file)
+        return {words[5] for words in lines if len(words) == 6 and part in words[5].rsplit("/", 1)[-1]}
+
+
+def become_command(work: tuple[Any, ...], channel: int, forget_base: Callable[[], None]) -> NoReturn:
+    """Replace this process by a command; its descriptors 0, 1 and 2 come with the next message."""
+    command, directory = work[wire.COMMAND], work[wire.DIRECTORY]
+    with socket.socket(fileno=channel) as ours:
+        _, fds, _, _ = socket.recv_fds(ours, 16, 3)
+    for number, fd in enumerate(fds):
+        os.dup2(fd, number)
+    forget_base()  # nothing of the template stays after an exec
+    try:
+        os.chdir(directory)
+        os.environ.update({os.fsdecode(name): os.fsdecode(text) for name, text in work[7].items()})
+        os.execvp(command[0], command)
+    except OSError as error:
+        os.write(2, f"lfm monitor: {command[0]}: {error.strerror}\n".encode())
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
