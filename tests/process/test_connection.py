@@ -1,0 +1,284 @@
+"""Dialer and Listener over real sockets: keys, roles, cuts, restarts, dead processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from lfm.connection import Dialer, Joined, Left, Listener, Said
+from lfm.errors import ConnectionFailed, ProtocolError
+from lfm.protocol import messages as m
+from lfm.protocol.ids import PeerId
+from lfm.run import ConnectionFile, RunDirectory, find_run
+
+pytestmark = pytest.mark.process
+DEADLINE = 60.0
+
+
+class Pair:
+    """A listener and its dialers, driven by the test's own thread."""
+
+    def __init__(self, run: RunDirectory, port: int = 0) -> None:
+        self.run = run
+        self.listener = Listener(run, ["127.0.0.1"], [port])
+        run.publish([f"tcp://127.0.0.1:{self.listener.port}"])
+        self.news: list[Joined | Said | Left] = []
+        self.heard: list[m.Message] = []
+
+    @property
+    def peer(self) -> PeerId:
+        return next(n.peer for n in self.news if isinstance(n, Joined))
+
+    def spin(self, *dialers: Dialer, until: Callable[[], bool]) -> list[m.Message]:
+        self.heard = []
+        poller = zmq.Poller()
+        self.listener.register(poller)
+        for dialer in dialers:
+            dialer.register(poller)
+        end = time.monotonic() + DEADLINE
+        while not until():
+            assert time.monotonic() < end, f"waited in vain; {self.news[-5:]} {self.heard[-5:]}"
+            poller.poll(20)
+            self.news += self.listener.receive()
+            self.news += self.listener.tick()
+            self.listener.flush()
+            for dialer in dialers:
+                self.heard += dialer.receive()
+                dialer.tick()
+        return self.heard
+
+    def connect(self, file: ConnectionFile, hello: m.Hello, timeout: float = DEADLINE) -> Dialer:
+        """Answer in a thread while the dialer blocks in connect()."""
+        dialer = Dialer(file, lambda: hello)
+        stop = threading.Event()
+
+        def serve() -> None:
+            while not stop.is_set():
+                self.news += self.listener.receive()
+                self.listener.flush()
+                stop.wait(0.005)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            dialer.connect(timeout)
+        finally:
+            stop.set()
+            thread.join()
+        return dialer
+
+
+class Relay:
+    """A TCP relay between dialer and listener that can cut."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+        self.open: list[socket.socket] = []
+        self.threads: list[threading.Thread] = []
+        self._start(self._accept)
+
+    def _start(self, work: Callable[..., None], *args: socket.socket) -> None:
+        thread = threading.Thread(target=work, args=args, daemon=True)
+        self.threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self.server.accept()
+            except OSError:
+                return
+            far = socket.create_connection(("127.0.0.1", self.target))
+            self.open += [near, far]
+            self._start(self._copy, near, far)
+            self._start(self._copy, far, near)
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            pass
+
+    def cut(self) -> None:
+        reset_when_closed = b"\x01\0\0\0\0\0\0\0"
+        for one in self.open:
+            try:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset_when_closed)
+                one.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            one.close()
+        self.open.clear()
+
+    def close(self) -> None:
+        self.server.shutdown(socket.SHUT_RDWR)
+        self.server.close()
+        self.cut()
+        for thread in self.threads:
+            thread.join(DEADLINE)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(RunDirectory.create(tmp_path / "run", "test"))
+    yield made
+    made.listener.close()
+
+
+def client_hello(session: str = "s") -> m.ClientHello:
+    return m.ClientHello(session, "user", "elsewhere", 0)
+
+
+def test_both_ways_and_goodbye(pair: Pair) -> None:
+    dialer = pair.connect(find_run(pair.run.path, "client"), client_hello())
+    assert pair.news == [Joined(pair.peer, "client", client_hello())]
+    for number in range(1000):
+        dialer.send(m.Query(number, "status"))
+        pair.listener.send(pair.peer, m.Answer(number, {"a": number}))
+    dialer.flush()
+    heard = pair.spin(dialer, until=lambda: len(pair.heard) >= 1000 and len(pair.news) >= 1001)
+    assert heard == [m.Answer(n, {"a": n}) for n in range(1000)]
+    assert pair.news[1:] == [Said(pair.peer, m.Query(n, "status")) for n in range(1000)]
+    dialer.close(goodbye=True)
+    pair.spin(until=lambda: isinstance(pair.news[-1], Left))
+
+
+def test_unknown_key(pair: Pair) -> None:
+    public, secret = (key.decode() for key in zmq.curve_keypair())
+    file = dataclasses.replace(find_run(pair.run.path, "client"), public_key=public, secret_key=secret)
+    with pytest.raises(ConnectionFailed, match="does not know this key"):
+        pair.connect(file, client_hello())
+    assert pair.news == []
+    assert pair.listener.refusals > 0
+
+
+def test_a_worker_key_cannot_submit(pair: Pair) -> None:
+    with pytest.raises(ProtocolError, match="key is for a worker"):
+        pair.connect(find_run(pair.run.path, "worker"), client_hello())
+
+
+def test_a_viewer_can_only_look(pair: Pair) -> None:
+    dialer = pair.connect(find_run(pair.run.path, "viewer"), m.ViewerHello("v"))
+    dialer.send(m.Kill((m.TaskId("s-1"),)))
+    dialer.flush()
+    with pytest.raises(ProtocolError, match="viewer may not say Kill"):
+        pair.spin(dialer, until=lambda: False)
+    dialer.close()
+    assert [type(n) for n in pair.news] == [Joined, Left]
+
+
+def test_another_version_is_told(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    import msgpack
+
+    real = msgpack.packb
+    monkeypatch.setattr(
+        "lfm.connection.dialer.msgpack.packb",
+        lambda value, **kw: real({**value, "version": 99} if isinstance(value, dict) else value, **kw),
+    )
+    with pytest.raises(ProtocolError, match="install the same version"):
+        pair.connect(find_run(pair.run.path, "client"), client_hello())
+
+
+def test_no_manager(pair: Pair) -> None:
+    file = dataclasses.replace(find_run(pair.run.path, "client"), addresses=("tcp://127.0.0.1:1",))
+    with pytest.raises(ConnectionFailed, match="no manager answers at"):
+        pair.connect(file, client_hello(), timeout=0.5)
+
+
+def test_the_address_that_answers_is_taken(pair: Pair) -> None:
+    file = find_run(pair.run.path, "client")
+    file = dataclasses.replace(file, addresses=("tcp://127.0.0.1:1", *file.addresses))
+    pair.connect(file, client_hello()).close()
+
+
+def test_nothing_is_lost_or_doubled_over_cuts(pair: Pair) -> None:
+    relay = Relay(pair.listener.port)
+    file = dataclasses.replace(find_run(pair.run.path, "client"), addresses=(f"tcp://127.0.0.1:{relay.port}",))
+    dialer = pair.connect(file, client_hello())
+    for number in range(900):
+        dialer.send(m.Query(number, "x" * 300))
+        pair.listener.send(pair.peer, m.Answer(number, "y" * 300))
+        if number % 300 == 150:
+            dialer.flush()
+            relay.cut()
+    dialer.flush()
+    pair.spin(dialer, until=lambda: len(pair.heard) >= 900 and len(pair.news) >= 901)
+    assert [a.number for a in pair.heard if isinstance(a, m.Answer)] == list(range(900))
+    assert [n.message.number for n in pair.news if isinstance(n, Said)] == list(range(900))  # type: ignore[union-attr]
+    assert sum(isinstance(n, Joined) for n in pair.news) == 1
+    dialer.close()
+    relay.close()
+
+
+def test_a_restarted_manager_says_that_it_forgot(pair: Pair) -> None:
+    dialer = pair.connect(find_run(pair.run.path, "client"), client_hello())
+    port = pair.listener.port
+    pair.listener.close()
+    dialer.send(m.Query(1, "lost with the old manager"))
+    again = Pair(pair.run, port)
+    pair.listener = again.listener
+    pair.news.clear()
+    heard = pair.spin(dialer, until=lambda: any(isinstance(h, m.Welcome) for h in pair.heard))
+    assert [h.resumed for h in heard if isinstance(h, m.Welcome)] == [False]
+    dialer.send(m.Query(2, "said again"))
+    dialer.flush()
+    pair.spin(dialer, until=lambda: len(pair.news) >= 2)
+    assert [n.message.number for n in pair.news if isinstance(n, Said)] == [2]  # type: ignore[union-attr]
+    dialer.close()
+
+
+def test_a_dead_process_is_noticed_at_once(pair: Pair) -> None:
+    code = (
+        "import os, socket, sys, time; from lfm.connection import Dialer; from lfm.protocol import messages as m\n"
+        "from lfm.run import find_run\n"
+        "hello = m.ClientHello('c', 'u', socket.gethostname(), os.getpid())\n"
+        "d = Dialer(find_run(sys.argv[1], 'client'), lambda: hello)\n"
+        "d.connect(60); print('up', flush=True); time.sleep(600)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(pair.run.path)], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    try:
+        pair.spin(until=lambda: any(isinstance(n, Joined) for n in pair.news))
+        assert child.stdout.readline() == b"up\n"
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        pair.spin(until=lambda: isinstance(pair.news[-1], Left))
+        assert pair.news[-1] == Left(pair.peer, "its process ended")
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+def test_random_packets_harm_nobody(pair: Pair) -> None:
+    dialer = pair.connect(find_run(pair.run.path, "client"), client_hello())
+    file = find_run(pair.run.path, "client")
+    context = zmq.Context()
+    stranger = context.socket(zmq.DEALER)
+    stranger.curve_serverkey = file.server_key.encode()
+    stranger.curve_publickey, stranger.curve_secretkey = file.public_key.encode(), file.secret_key.encode()
+    stranger.connect(file.addresses[0])
+    broken = ([b""], [b"H"], [b"H", b"\xc1"], [b"H", b"\x80", b""], [bytes(17), b"x"], [b"D" + bytes(16), b"junk"], [b"B"])
+    for packet in broken:
+        stranger.send_multipart(packet)
+    dialer.send(m.Query(1, "still here"))
+    dialer.flush()
+    pair.spin(dialer, until=lambda: any(isinstance(n, Said) for n in pair.news) and pair.listener.refusals >= 2)
+    assert [type(n) for n in pair.news] == [Joined, Said]
+    stranger.close(0)
+    context.term()
+    dialer.close()

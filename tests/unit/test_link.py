@@ -1,0 +1,91 @@
+"""A link delivers every frame once and in order, whatever the wire loses."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lfm.protocol.link import AGAIN, PING, Link
+
+
+class Wire:
+    """Two links and what is on its way between them; a cut loses all of it."""
+
+    def __init__(self) -> None:
+        self.ends = (Link(), Link())
+        self.flying: tuple[list[list[bytes]], list[list[bytes]]] = ([], [])  # towards end 0, towards end 1
+        self.got: tuple[list[bytes], list[bytes]] = ([], [])
+
+    def send(self, end: int) -> None:
+        self.flying[1 - end].extend(self.ends[end].packets())
+
+    def deliver(self, end: int) -> None:
+        if self.flying[end]:
+            frames, answer = self.ends[end].receive(self.flying[end].pop(0))
+            self.got[end].extend(frames)
+            if answer is not None:
+                self.flying[1 - end].append(self.ends[end].control(answer))
+
+    def lose(self, end: int) -> None:
+        if self.flying[end]:
+            self.flying[end].pop(0)
+
+    def reconnect(self) -> None:
+        self.flying[0].clear()
+        self.flying[1].clear()
+        for end in (0, 1):
+            self.ends[end].resume(self.ends[1 - end].received)
+
+    def resend(self, end: int) -> None:
+        """A new connection while packets of the old one are still to come."""
+        self.ends[end].resume(self.ends[1 - end].received)
+
+    def settle(self) -> None:
+        for _ in range(20):
+            for end in (0, 1):
+                self.send(end)
+                self.flying[1 - end].append(self.ends[end].control(PING))
+            while self.flying[0] or self.flying[1]:
+                self.deliver(0)
+                self.deliver(1)
+
+
+STEPS = ["push", "send", "deliver", "lose", "reconnect", "resend"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 1)), max_size=120))
+def test_every_frame_arrives_once_and_in_order(steps: list[tuple[str, int]]) -> None:
+    wire = Wire()
+    said: tuple[list[bytes], list[bytes]] = ([], [])
+    for number, (what, end) in enumerate(steps):
+        if what == "push":
+            frame = b"%d" % number
+            wire.ends[end].push(frame)
+            said[1 - end].append(frame)
+        elif what == "reconnect":
+            wire.reconnect()
+        else:
+            getattr(wire, what)(end)
+    wire.settle()
+    assert wire.got == said
+    assert all(link.unacknowledged == 0 and link.waiting == 0 for link in wire.ends)
+
+
+def test_a_gap_is_asked_for_again() -> None:
+    one, other = Link(), Link()
+    one.push(b"a")
+    one.packets()
+    one.push(b"b")
+    [late] = one.packets()
+    assert other.receive(late) == ([], AGAIN)
+
+
+def test_what_exceeds_the_window_waits_in_order() -> None:
+    one, other = Link(), Link()
+    frames = [b"%d" % n for n in range(20_000)]
+    for frame in frames:
+        one.push(frame)
+    got: list[bytes] = []
+    while packets := one.packets():
+        for packet in packets:
+            got += other.receive(packet)[0]
+        one.receive(other.control(b"A"))
+    assert got == frames
