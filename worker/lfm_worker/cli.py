@@ -239,6 +239,6 @@ def _as_json(found: Allotment, settings: Any, probed: dict[str, Any], work_dir: 
 
 def _probe() -> dict[str, Any]:
     """What the monitor could use to contain a call here."""
-    from lfm_worker.templates.template import probe
+    from lfm.monitor.contain import probe
 
     return dict(probe())
