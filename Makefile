@@ -1,0 +1,38 @@
+# Everything sets itself up: a virtual environment in .venv, with what the target needs.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: demo test check bench cluster clean
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lfm needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(PY)
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[examples]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(PY)
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[examples,conda,test]'
+	@touch $@
+
+demo: $(VENV)/.demo  ## the paper's application on real molecules
+	$(PY) examples/drug_screening.py
+
+test: $(VENV)/.test  ## every test that needs no cluster
+	$(PY) -m pytest -q -m 'not cluster'
+
+cluster: $(VENV)/.test  ## tests on a real Slurm and between network namespaces; needs root and the tools
+	$(PY) -m pytest -q -m cluster -rs
+
+check: $(VENV)/.test  ## lint, types, import rules
+	$(VENV)/bin/ruff check lfm manager worker tests bench examples
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+bench: $(VENV)/.test  ## speed, as ratios in one run
+	$(PY) bench/bench.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
