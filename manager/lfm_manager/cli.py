@@ -182,7 +182,7 @@ def _in_background(directory: Path) -> None:
             words = said.read_text(errors="replace").strip().splitlines()
             fail((words[-1] if words else "the manager ended at once").removeprefix("lfm: ").strip(), code=FAILED)
         try:
-            file = ConnectionFile.read(directory / "client.json")
+            file = ConnectionFile.read(directory / "viewer.json")  # the last to be written
         except ConnectionFailed:
             file = None
         if file is not None and file.pid == child.pid:

@@ -92,7 +92,7 @@ class Cluster:
 
     def published(self) -> bool:
         try:
-            return self.process is not None and ConnectionFile.read(self.run / "client.json").pid == self.process.pid
+            return self.process is not None and ConnectionFile.read(self.run / "viewer.json").pid == self.process.pid
         except ConnectionFailed:
             return False
 

@@ -324,7 +324,6 @@ class Manager:
 
     def close(self) -> None:
         """Let go of everything; the run directory can be taken up again."""
-        self.run_directory.withdraw()
         self._commit()
         self.listener.flush()
         self.builds.close()
@@ -334,6 +333,7 @@ class Manager:
             self.store.close()
         for one in (self._wake, self._woken):
             one.close()
+        self.run_directory.withdraw()  # last: whoever waits for the end watches these files
 
 
 class _Signals:
