@@ -111,12 +111,14 @@ class Embedded:
 
     def stop(self, patience: float = STOP_TIMEOUT) -> None:
         """End all of it and wait until it has ended."""
-        for process in reversed(self._processes):  # workers first: they say goodbye to a manager that is there
-            _close(process)
+        manager, workers = self._processes[:1], self._processes[1:]
         end = time.monotonic() + patience
-        for process in reversed(self._processes):
-            _await(process, end)
-            self._forget(process)
+        for processes in (workers, manager):  # workers first: they say goodbye to a manager that is there
+            for process in processes:
+                _close(process)
+            for process in processes:
+                _await(process, end)
+                self._forget(process)
         for log in self._logs:
             log.close()
         shutil.rmtree(self.directory, ignore_errors=True)
