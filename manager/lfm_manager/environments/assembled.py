@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from conda_pack.core import CondaEnv
 
+from lfm_manager.environments.verify import Client
+
 SYSTEM = ("/", "/usr", "/usr/local")  # prefixes too general to say "nothing may come from here"
 
 
@@ -21,7 +23,7 @@ class Assembled:
     libc: str  # "glibc 2.N": what its binaries need at least
     distributions: tuple[dict[str, str], ...]
     forbidden: tuple[str, ...] = ()  # folders of this machine that it must not use
-    client: str = ""  # the user's own Python, to tell their failures from ours
+    client: Client | None = None
 
 
 def forbidden_folders(folders: Iterable[str]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from lfm_manager.environments.places import packages_root
 from lfm_manager.environments.problems import BuildFailed, from_os_error
 from lfm_manager.environments.progress import Lines, Report, silent
 from lfm_manager.environments.store import Built, Store
+from lfm_manager.environments.verify import Client
 
 
 def build(plan: Plan, store: Store, report: Report = silent, packages: Path | None = None) -> Built:
@@ -108,7 +109,7 @@ def _from_distributions(plan: Plan, work: Path, packages: Packages, report: Repo
         libc=f"glibc 2.{max(package.glibc for package in made)}",
         distributions=tuple({"name": d.name, "version": d.version, "why": d.why} for d in plan.distributions),
         forbidden=forbidden_folders(folders),
-        client=plan.interpreter.executable,
+        client=Client(plan.interpreter.executable, tuple(sorted({d.location for d in plan.distributions}))),
     )
 
 

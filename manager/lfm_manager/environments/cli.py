@@ -85,7 +85,11 @@ def pack(
         _copy(built.path, output)
     if as_json:
         overlay = _overlay_names(packed.overlay)
-        print_json({"schema": "lfm.env.pack/1"} | _shown(built) | {"overlay": overlay, "output": str(output or built.path)})
+        print_json(
+            {"schema": "lfm.env.pack/1"}
+            | _shown(built)
+            | {"overlay": overlay, "output": str(output or built.path)}
+        )
         return
     _print_summary(built)
     click.echo(str(output or built.path))
@@ -237,7 +241,10 @@ def diff(first: str, second: str, as_json: bool) -> None:
 @env.command()
 @click.argument("environment", metavar="ID")
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to.  [default: stdout, for text]"
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to.  [default: stdout, for text]",
 )
 @click.option(
     "--format", "kind", type=click.Choice(["tarball", "requirements", "conda"]),
@@ -263,7 +270,9 @@ def export(environment: str, output: Path | None, kind: str | None) -> None:
 
 
 @env.command()
-@click.option("--keep", default="20GB", metavar="SIZE", show_default=True, help="How much of each cache may stay.")
+@click.option(
+    "--keep", default="20GB", metavar="SIZE", show_default=True, help="How much of each cache may stay."
+)
 @click.option("--all", "everything", is_flag=True, help="Empty both caches.")
 @json_option
 def gc(keep: str, everything: bool, as_json: bool) -> None:
@@ -369,7 +378,9 @@ def _print_summary(built: Built) -> None:
         saved = f"; everything installed is {size(whole)}, {times:.1f} times as much"
     click.echo(f"environment {built.key}")
     click.echo(f"python {built.python}, {built.machine}, {built.libc}; packed in {duration(built.built_s)}")
-    click.echo(f"{size(built.bytes)} packed, {size(built.unpacked_bytes)} unpacked in {built.files} files{saved}")
+    click.echo(
+        f"{size(built.bytes)} packed, {size(built.unpacked_bytes)} unpacked in {built.files} files{saved}"
+    )
 
 
 def _print_distributions(distributions: list[dict[str, str]]) -> None:

@@ -22,6 +22,7 @@ from lfm_manager.environments.packages import Packages
 from lfm_manager.environments.places import cache_root
 from lfm_manager.environments.problems import BuildFailed
 from lfm_manager.environments.progress import Report
+from lfm_manager.environments.verify import Client
 
 if TYPE_CHECKING:
     from rattler import PrefixRecord, RepoDataRecord
@@ -183,7 +184,7 @@ def _assembled(
         libc=f"glibc 2.{max([elf.glibc_needed(f.source) for f in files if elf.is_elf(f.source)], default=17)}",
         distributions=held,
         forbidden=forbidden_folders({str(prefix), *(d.location for d in managed)}),
-        client=plan.interpreter.executable if plan.interpreter else "",
+        client=Client(plan.interpreter.executable) if plan.interpreter and managed else None,
     )
 
 

@@ -21,6 +21,14 @@ SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
+class Client:
+    """The user's own Python, and where its packages lie: to tell their failures from ours."""
+
+    python: str
+    path: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     failed: tuple[dict[str, object], ...]
     outside: dict[str, str]  # file from outside the prefix: the module that opened it
@@ -68,17 +76,17 @@ def verify(
     into: Path,
     modules: tuple[str, ...],
     forbidden: tuple[str, ...],
-    client: str = "",
+    client: Client | None = None,
 ) -> list[str]:
     """BuildFailed unless all modules import from the tarball alone; else warnings.
 
-    A module that fails on ``client`` (the user's own Python) in the same way is a warning: it is not our doing.
+    A module that fails on the client in the same way is a warning, unless a module is missing: it is not our doing.
     """
     prefix = unpack(tarball, digest, into)
     found = look(prefix / "bin" / "python", modules, forbidden)
     warnings = []
     for failure in found.failed:
-        if client and _fails_there_too(client, failure):
+        if client and not failure["missing"] and _fails_there_too(client, failure):
             warnings.append(
                 f"{failure['module']} cannot be imported, here as on the client: {_text(failure)}"
             )
@@ -100,13 +108,14 @@ def verify(
     return warnings
 
 
-def _fails_there_too(client: str, failure: dict[str, object]) -> bool:
+def _fails_there_too(client: Client, failure: dict[str, object]) -> bool:
     done = subprocess.run(
-        [client, "-B", "-c", f"import {failure['module']}"],
+        [client.python, "-B", "-c", f"import {failure['module']}"],
         capture_output=True,
         text=True,
         check=False,
         timeout=SECONDS,
+        env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(client.path)},
     )
     return done.returncode != 0 and str(failure["type"]) in done.stderr
 

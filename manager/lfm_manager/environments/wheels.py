@@ -45,7 +45,6 @@ def from_requirements(plan: Plan, work: Path, packages: Packages, report: Report
         libc=f"glibc 2.{max(package.glibc for package in made)}",
         distributions=tuple({"name": d.name, "version": d.version, "why": d.why} for d in found),
         forbidden=forbidden_folders(folders),
-        client=plan.interpreter.executable,
     )
 
 
