@@ -60,7 +60,7 @@ class LocalCluster:
         self.environ.pop("LFM_RUN", None)
         self.run = self.home / "runs" / name
         self._offer = ("--cores", f"{cores:g}", "--memory", str(memory))
-        self._manager_arguments = ("--run-dir", str(self.run), "--name", name, *manager)
+        self._manager_arguments = ("--name", name, *manager)
         self.manager: subprocess.Popen[bytes] | None = None
         self.workers: list[subprocess.Popen[bytes]] = []
         try:
