@@ -97,7 +97,7 @@ def pack(
 
 def _packed(function: str, imports: tuple[str, ...], exclude: tuple[str, ...]) -> Any:
     from lfm.errors import LfmError
-    from lfm.function import Packer
+    from lfm.function.pack import Packer
 
     target = load(function)
     try:
