@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lfm.cli.common import FAILED, NO_MANAGER, ask, duration, fail, json_option, print_json, print_table, run_option, size
+from lfm.cli.common import (
+    FAILED,
+    NO_MANAGER,
+    ask,
+    duration,
+    fail,
+    json_option,
+    print_json,
+    print_table,
+    run_option,
+    size,
+)
 from lfm.protocol.resources import format_duration, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:

@@ -43,6 +43,7 @@ from lfm_worker.templates.template import Template, install_runtime
 log = logging.getLogger(__name__)
 
 FAREWELL = 10.0  # seconds that the last messages may take
+SILENCE = 3.0  # seconds of them without a sign of the manager
 RETRY_ORPHANS = 0.05
 
 
@@ -64,7 +65,7 @@ class Worker:
         self, file: Callable[[], ConnectionFile], settings: Settings, cache: Cache, name: str,
         labels: dict[str, str], options: Options,
     ) -> None:
-        self._settings, self._options, self._cache = settings, options, cache
+        self._settings, self._options, self._cache, self._file = settings, options, cache, file
         self._name, self._labels = name, labels
         self._session = secrets.token_hex(8)
         self._core = WorkerCore(settings, cache.scan(time.monotonic()))
@@ -81,6 +82,7 @@ class Worker:
         self._terminated = False
         self._orphans = False
         self._reason: str | None = None  # why it left
+        self._cut = False  # and there is nobody to tell
 
     # ------------------------------------------------------------ life
 
@@ -96,6 +98,7 @@ class Worker:
                 self._watch(signals.fileno(), lambda: self._signalled(signals))
                 if self._options.stdin_eof:
                     self._watch(0, self._stdin)
+                self._handle(e.Ticked())  # time counts from now on: an idle worker may have to leave
                 while self._reason is None:
                     self._turn()
                 self._farewell()
@@ -133,18 +136,41 @@ class Worker:
         return min(due)
 
     def _farewell(self) -> None:
-        """The last messages leave, and the manager confirms them."""
-        end = time.monotonic() + FAREWELL
-        while self._dialer.unacknowledged and (now := time.monotonic()) < end:
+        """The last messages leave, and the manager confirms them, if it is still there."""
+        poller = zmq.Poller()  # of the link alone: nobody reads the others any more
+        self._dialer.register(poller)
+        now = time.monotonic()
+        end, silent = now + FAREWELL, now + SILENCE
+        while not self._cut and self._dialer.unacknowledged and now < min(end, silent) and self._manager_lives():
+            left = self._dialer.unacknowledged
             self._dialer.flush()
-            self._poller.poll(_milliseconds(min(end, self._dialer.deadline()) - now))
+            poller.poll(_milliseconds(min(end, silent, now + 0.5, self._dialer.deadline()) - now))
             try:
                 for message in self._dialer.receive():
                     if isinstance(message, m.FetchBlob):
                         self._tell(self._transfers.serve(message))
-                self._dialer.tick()
+                if time.monotonic() >= self._dialer.deadline():
+                    self._dialer.tick()
             except (ConnectionFailed, ProtocolError):
                 return
+            now = time.monotonic()
+            if self._dialer.unacknowledged != left:
+                silent = now + SILENCE
+
+    def _is_published(self) -> bool:
+        try:
+            self._file()
+        except ConnectionFailed:
+            return False
+        return True
+
+    def _manager_lives(self) -> bool:
+        """False if it ran on this very machine and is surely gone, or has taken its connection file back."""
+        try:
+            file = self._file()
+        except ConnectionFailed:
+            return False
+        return file.host != socket.gethostname() or not file.pid or Path(f"/proc/{file.pid}").exists()
 
     def _close(self) -> None:
         for template in self._templates.values():
@@ -180,16 +206,17 @@ class Worker:
             if time.monotonic() >= self._dialer.deadline():
                 self._dialer.tick()
         except (ConnectionFailed, ProtocolError) as error:
-            self._reason = str(error)
+            self._reason, self._cut = str(error), True
             return
         now = time.monotonic()
         self._outbox.confirmed(self._dialer.unacknowledged, now)
         lost = self._dialer.lost_since
         if lost is None:
             return
-        patience = self._options.manager_lost_after
+        # A manager that stops takes its connection file back; one that crashed leaves it, and may return.
+        patience = self._options.manager_lost_after if self._is_published() else 0.0
         if self._options.on_manager_lost == "stop" or (not self._core.calls and now - lost > patience):
-            self._reason = f"the manager has not answered for {now - lost:.0f} s"
+            self._reason, self._cut = f"the manager has not answered for {now - lost:.0f} s", True
 
     def _said(self, message: m.Message) -> None:
         match message:
