@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 from lfm import errors
@@ -76,6 +77,16 @@ def error_of(finished: Finished, name: str, data: payload.Buffer | None = None) 
             raise AssertionError("a value is no error")
     _annotate(error, finished)
     return error
+
+
+def how_it_ended(finished: Finished, name: str) -> Iterator[str]:
+    """A line for the call, and one for each of its attempts."""
+    yield f"{name} {o.outcome_name(finished.outcome).replace('_', ' ')} after {len(finished.attempts)} attempt{'s' * (len(finished.attempts) != 1)}"
+    for attempt in finished.attempts:
+        given = f"{attempt.allocation.cores:g} cores, {format_size(attempt.allocation.memory)}"
+        used = attempt.usage
+        took = f"; used {used.cores:.1f} cores, {format_size(used.memory)} in {format_duration(used.wall_s)}" if used else ""
+        yield f"  {attempt.number}. {attempt.outcome.replace('_', ' ')} on {attempt.host or attempt.worker}: given {given}{took}"
 
 
 def _own(raised: o.Raised, name: str, data: payload.Buffer | None) -> BaseException:

@@ -12,7 +12,7 @@ from collections.abc import Generator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, PENDING, RUNNING
 from typing import Any, Protocol, TypeVar
 
-from lfm.endings import Sealed
+from lfm.endings import Sealed, how_it_ended
 from lfm.errors import RemoteError
 from lfm.protocol.ids import TaskId
 from lfm.protocol.messages import Finished, Started, Submit
@@ -151,8 +151,12 @@ class Future(concurrent.futures.Future[T]):
 
     def explain(self) -> str:
         """Why the call waits, where it runs, or how it ended, in words."""
-        if self._owner is None or not self._id:
-            return f"{self._name or 'the call'} was never sent: {self._exception!r}"
+        if self.cancelled():
+            return f"{self._name} was cancelled before it was known to run"
+        if self._finished is not None:
+            return "\n".join(how_it_ended(self._finished, self._name))
+        if self._exception is not None or self._owner is None:
+            return f"{self._name} was never sent: {self._exception!r}"
         answer = self._owner.ask("explain", task=self._id)
         return str(answer.get("text") or answer)
 

@@ -439,7 +439,7 @@ class Session:
             if sys.stderr.isatty():
                 print(f"lfm: {notice.text}", file=sys.stderr)
             return
-        trouble = self._warn(notice.text, Unschedulable if "larger than" in notice.text else UserWarning)
+        trouble = self._warn(notice.text, Unschedulable if "largest worker" in notice.text else UserWarning)
         for task in notice.tasks if trouble else ():  # warnings are errors here: then these calls fail by it
             if (future := self._calls.pop(task, None)) is not None:
                 self._dialer.send(m.Kill((task,)))
@@ -450,7 +450,7 @@ class Session:
     @staticmethod
     def _warn(text: str, kind: type[Warning]) -> Warning | None:
         try:
-            warnings.warn(kind(text), stacklevel=2)
+            warnings.warn_explicit(text, kind, "lfm", 0, module="lfm")  # no line of this thread tells the user anything
         except Warning as raised:
             return raised
         return None

@@ -458,7 +458,12 @@ def test_questions(ex, fake):
     fake.answers["status"] = {"manager": {"run": "fake"}, "workers": [], "calls": {"ready": 1}, "categories": [], "alerts": []}
     assert ex.status().calls == {"ready": 1} and ex.status().manager == {"run": "fake"}
     fake.answers["explain"] = {"text": "it waits for a worker"}
-    assert ex.submit(abs, 1).explain() == "it waits for a worker"
+    fake.hold()
+    future = ex.submit(abs, 1)
+    assert future.explain() == "it waits for a worker"
+    fake.let_go()
+    future.result()
+    assert future.explain().splitlines()[0] == "abs returned after 1 attempt"
     del fake.answers["status"]
     with pytest.raises(lfm.LfmError, match="no answer"):
         ex.status()
@@ -499,8 +504,8 @@ def test_warnings_reach_the_person(ex, fake):
     fake.hold()
     future = ex.submit(abs, -1)
     (task,) = fake.wait_submitted(1)
-    with pytest.warns(Unschedulable, match="larger than any worker"):
-        fake.tell(m.Notice("warning", "abs is larger than any worker", (task,)))
+    with pytest.warns(Unschedulable, match="largest worker has 1"):
+        fake.tell(m.Notice("warning", "abs needs 9 cores; the largest worker has 1", (task,)))
         answered = ex.submit(abs, 1)
         fake.let_go()
         answered.result()
@@ -511,7 +516,7 @@ def test_warnings_as_errors_fail_their_calls(ex, fake):
     fake.hold()
     future = ex.submit(abs, -1)
     (task,) = fake.wait_submitted(1)
-    fake.tell(m.Notice("warning", "abs is larger than any worker", (task,)))
+    fake.tell(m.Notice("warning", "abs needs 9 cores; the largest worker has 1", (task,)))
     with pytest.raises(Unschedulable):
         future.result()
     fake.let_go()
