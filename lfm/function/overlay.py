@@ -111,6 +111,7 @@ def _library() -> dict[str, bytes]:
 
     folder = Path(cloudpickle.__file__).parent
     contents = {f"lib/cloudpickle/{file.name}": file.read_bytes() for file in folder.glob("*.py")}
+    contents[f"lib/cloudpickle-{cloudpickle.__version__}"] = b""  # a call may have this version loaded already
     return {**contents, **{f"lib/{name}": data for name, data in inside.files().items()}}
 
 

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from lfm.function import interpreter
-from lfm.function.installed import Installation
+from lfm.function.installed import Installation, Installed
 from lfm.function.pack import Packed, Packer
 from lfm.monitor import payload
 
@@ -54,11 +54,16 @@ def lay_out(packed: Packed, into: Path) -> Path:
     """A folder with the files of the plan's distributions and of nothing else, as links."""
     site = into / "site"
     site.mkdir(parents=True)
-    for one in packed.plan.distributions:
-        for path, _, _ in Installation(one.metadata).files():
-            if not path.startswith("..") and Path(one.location, path).is_file():
-                target = site / path
-                target.parent.mkdir(parents=True, exist_ok=True)
+    everybody = Installed().by_name.values()
+    for planned in packed.plan.distributions:
+        one = Installation(planned.metadata)
+        paths = [path for path, _, _ in one.files() if not path.startswith("..")]
+        tops = {path.partition("/")[0] for path in paths}
+        shared = {top for top in tops for other in everybody if other.name != one.name and other.owns_below(top)}
+        for path in (*sorted(tops - shared), *(p for p in paths if p.partition("/")[0] in shared)):
+            target = site / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if Path(one.location, path).exists():
                 target.symlink_to(Path(one.location, path))
     assert packed.overlay is not None
     with tarfile.open(fileobj=BytesIO(packed.overlay)) as tar:
