@@ -16,6 +16,8 @@ from lfm_manager.simulator.trace import Call
 
 NEAR = 0.95  # of a limit: when the monitor says so
 WORTH_GROWING = 0.1  # of the limit must be free
+STEP = 10  # it grows by a tenth at a time: many that come near their limit never pass it
+LEAST_STEP = 64 << 20
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +69,7 @@ class Node:
     def grow(self, attempt: Running) -> bool:
         """Let it have more, if it may, and if there is enough to be worth it."""
         free = self.offer.memory - self.reserved
-        more = min(attempt.run.growth - attempt.limit, free)
+        more = min(attempt.run.growth - attempt.limit, free, max(attempt.limit // STEP, LEAST_STEP))
         if more <= 0 or free < WORTH_GROWING * attempt.limit:
             return False
         self.reserved += more
