@@ -254,10 +254,16 @@ def script(tmp_path, text):
 
 
 def nothing_is_left(tmp_path):
-    """Neither process nor file of a script's."""
-    text = str(tmp_path / "tmp")
-    wait_until(lambda: not processes_naming(text), f"the end of {processes_naming(text)}")
-    wait_until(lambda: not list((tmp_path / "tmp").iterdir()), f"the removal of {list((tmp_path / 'tmp').iterdir())}")
+    """Neither process nor file of a script's, but for the node's cache of unpacked environments."""
+    temporary = tmp_path / "tmp"
+    cache = temporary / f"lfm-{os.getuid()}"
+
+    def rest():
+        own = [p for p in temporary.iterdir() if p != cache]
+        return own + list(cache.glob("workers/*"))
+
+    wait_until(lambda: not processes_naming(str(temporary)), "the end of its processes")
+    wait_until(lambda: not rest(), "the removal of its files")
     assert not list((tmp_path / "empty").iterdir())
 
 
