@@ -1,0 +1,170 @@
+"""A manager and workers started by command, and clients that come and go."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+import lfm
+from lfm.testing import LocalCluster, wait_until
+
+pytestmark = pytest.mark.process
+PATIENCE = 120.0
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with LocalCluster(workers=2) as running:
+        yield running
+
+
+@pytest.fixture
+def ex(cluster):
+    with cluster.executor() as executor:
+        yield executor
+
+
+def asked(cluster, *arguments):
+    return json.loads(cluster.command(*arguments, "--json").stdout)
+
+
+def linger():
+    time.sleep(600)
+
+
+def test_status_as_scripts_rely_on_it(cluster, ex):
+    assert ex.submit(abs, -1).result(PATIENCE) == 1
+    status = asked(cluster, "status")
+    assert status["schema"] == "lfm.status/1"
+    assert {"manager", "workers", "calls", "categories", "alerts"} <= status.keys()
+    assert len(status["workers"]) == 2 and all(isinstance(n, int) for n in status["calls"].values())
+    assert ex._max_workers >= 2 and repr(ex).startswith("<lfm.Executor of run 'local'")
+    for command in (["status"], ["top"], ["categories"]):
+        assert "abs" in cluster.command(*command).stdout
+
+
+def test_one_call_seen_from_outside(cluster, ex):
+    def speak():
+        import time
+
+        print("heard")
+        time.sleep(600)
+
+    future = ex.options(memory="100MB").submit(speak)
+    wait_until(future.running, "the call to run", PATIENCE)
+    (task,) = asked(cluster, "tasks", "--state", "running")["tasks"]
+    assert task["task"] == future.id and task["function"].endswith("speak")
+    assert future.id in cluster.command("tasks").stdout
+    assert "running" in cluster.command("explain", future.id).stdout
+    assert "running" in future.explain()
+    assert "shown at its end" in cluster.command("logs", future.id).stderr
+    assert cluster.command("cancel", future.id).stdout == "1 call cancelled\n"
+    with pytest.raises(lfm.errors.CallKilled):
+        future.result(PATIENCE)
+
+
+def test_a_call_that_is_not_there(cluster):
+    for command in ("explain", "logs", "cancel"):
+        failed = cluster.command(command, "no-such-call", check=False)
+        assert failed.returncode == 1 and failed.stderr.startswith("lfm: no call is named 'no-such-call'")
+        assert "Traceback" not in failed.stderr
+
+
+def test_a_users_script_finds_the_run(cluster, tmp_path):
+    file = tmp_path / "script.py"
+    file.write_text(textwrap.dedent("""
+        import lfm
+
+        def cube(x):
+            return x ** 3
+
+        if __name__ == "__main__":
+            with lfm.Executor() as ex:
+                print(list(ex.map(cube, range(4))), ex)
+    """))
+    done = subprocess.run(
+        [sys.executable, str(file)], cwd=tmp_path, env={**cluster.environ, "LFM_RUN": "local"}, capture_output=True,
+        text=True, timeout=PATIENCE, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("[0, 1, 8, 27] <lfm.Executor of run 'local'") and done.stderr == ""
+
+
+def test_what_is_outstanding_ends_with_its_client(cluster):
+    executor = cluster.executor()
+    future = executor.options(memory="100MB").submit(linger)
+    wait_until(future.running, "the call to run", PATIENCE)
+    executor._session.close(kill=True)
+    assert future.done()
+    wait_until(lambda: not asked(cluster, "tasks")["tasks"], "the manager to forget")
+
+
+def test_every_answer_though_a_worker_dies(tmp_path):
+    def slow(x):
+        import time
+
+        time.sleep(0.3)
+        return x
+
+    with LocalCluster(workers=2) as cluster, cluster.executor() as executor:
+        futures = [executor.options(memory="50MB").submit(slow, n) for n in range(16)]
+        futures[0].result(PATIENCE)
+        wait_until(lambda: all(w["calls"] for w in asked(cluster, "status")["workers"]), "both workers to be busy")
+        cluster.workers[0].kill()
+        assert [f.result(PATIENCE) for f in futures] == list(range(16))
+
+
+def test_a_manager_that_stops_is_told():
+    with LocalCluster(workers=1) as cluster, cluster.executor() as executor:
+        future = executor.submit(linger)
+        wait_until(future.running, "the call to run", PATIENCE)
+        cluster.command("manager", "stop")
+        with pytest.raises(lfm.ConnectionFailed):
+            future.result(PATIENCE)
+        failed = cluster.command("status", check=False)
+        assert failed.returncode == 3 and "Traceback" not in failed.stderr
+
+
+def test_a_manager_that_is_killed_and_comes_back(recwarn):
+    def slow(x):
+        import time
+
+        time.sleep(1.0)
+        return x
+
+    with LocalCluster(workers=1) as cluster, cluster.executor() as executor:
+        futures = [executor.options(memory="50MB").submit(slow, n) for n in range(4)]
+        assert futures[0].result(PATIENCE) == 0
+        cluster.manager.kill()
+        cluster.manager.wait()
+        cluster.start_manager()
+        assert [f.result(PATIENCE) for f in futures] == [0, 1, 2, 3]
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+
+
+def test_keys_that_others_can_read_are_refused(cluster):
+    file = cluster.run / "client.json"
+    before = file.stat().st_mode
+    file.chmod(0o644)
+    try:
+        with pytest.raises(lfm.ConnectionFailed, match="chmod 600"):
+            lfm.Executor(file)
+    finally:
+        file.chmod(before)
+
+
+def test_a_key_that_the_manager_does_not_know(cluster, tmp_path):
+    import zmq
+
+    content = json.loads((cluster.run / "client.json").read_text())
+    content["public_key"], content["secret_key"] = (key.decode() for key in zmq.curve_keypair())
+    file = tmp_path / "client.json"
+    file.write_text(json.dumps(content))
+    os.chmod(file, 0o600)
+    with pytest.raises(lfm.ConnectionFailed, match="key"):
+        lfm.Executor(file)
