@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from lfm.monitor import payload, wire
 
 Told = tuple[int, int, tuple[bytes, ...], tuple[payload.Buffer, ...]]  # kind, bytes in the file, texts, pieces
+runtime_lib = ""  # what the worker gave along, at the end of the import path; set by the template
 _OURS = (__file__, payload.__file__, __file__.replace("answer.py", "call.py"))
 
 
@@ -59,12 +60,29 @@ def add_overlay(overlay: str) -> None:
     """The user's own modules come first, what only helps them comes last."""
     sys.path.insert(0, overlay + "/src")
     sys.path.append(overlay + "/lib")
+    ours = sys.modules.get("cloudpickle")
+    if ours is None or not (ours.__file__ or "").startswith(runtime_lib + "/"):
+        return
+    theirs = _version(overlay + "/lib/cloudpickle/__init__.py")
+    if theirs and theirs != ours.__version__:  # it reads best what the same version wrote
+        sys.path[:] = [path for path in sys.path if path != runtime_lib]
+        for name in ("cloudpickle.cloudpickle", "cloudpickle.cloudpickle_fast", "cloudpickle"):
+            sys.modules.pop(name, None)
+
+
+def _version(file: str) -> str:
+    try:
+        with open(file, "rb") as opened:
+            _, _, rest = opened.read(4096).partition(b"__version__ = ")
+    except OSError:
+        return ""
+    return rest[:32].split(b"\n")[0].strip(b"\"' ").decode("ascii", "replace")
 
 
 def by_cloudpickle(value: Any, first: Exception) -> list[payload.Buffer]:
     """The pieces of what plain pickle could not do; raises pickle's own error where cloudpickle is not at hand."""
     try:
-        from cloudpickle import dumps
+        dumps = importlib.import_module("cloudpickle").dumps
     except ImportError:
         raise first from None
     return payload.pack(value, dumps)

@@ -26,13 +26,15 @@ from typing import Any, NoReturn
 from lfm.monitor import answer, linux, payload, wire
 
 # The page that a slot's processes share: id of the running call (0: none began), its start (monotonic clock),
-# CPU seconds, peak memory (kB) and faults of the process before it, and the process (written by the forker).
-PAGE = struct.Struct("<Qddqqq")
+# CPU seconds, peak memory (kB) and faults of the process before it; and, written by the forker, the process, and
+# the bytes that the forker holds for a function that it has loaded.
+PAGE = struct.Struct("<Qddqqqq")
 PAGE_START = struct.Struct("<Qd")
 PAGE_BASE = struct.Struct("<dqq")
 PAGE_BASE_AT = 16
 PAGE_PID = struct.Struct("<q")
 PAGE_PID_AT = 40
+PAGE_WARM_AT = 48
 KB = 1024
 _PAYLOAD_AT = 64  # where the pickle of a payload without buffers lies
 _ONE_SEGMENT = struct.Struct("<4sIQ")
@@ -41,26 +43,19 @@ _START = bytes(8)  # the id of no call
 _UNSURE = 1 << 20  # bytes of doubt about copied pages from which smaps_rollup is worth its price
 
 
-class Base:
-    """What the process had used before its call."""
-
-    __slots__ = ("cpu", "faults", "rss")
-
-    def __init__(self, cpu: float, rss: int, faults: int) -> None:
-        self.cpu, self.rss, self.faults = cpu, rss, faults
+Warm = tuple[str, Callable[..., Any]]  # a function that the forker has loaded, and the file it came from
 
 
 def serve(
     channel: int,
     page: mmap.mmap,
     buffer: bytearray,
-    *,
-    warm: tuple[str, Callable[..., Any]] | None = None,
+    warm: Warm | None = None,
     readv: Callable[..., int] = os.readv,
     loads: Callable[..., Any] = marshal.loads,
     _exit: Callable[[int], NoReturn] = os._exit,
 ) -> NoReturn:
-    """Wait for one call, run it, leave.  ``warm``: a function that the forker has loaded, by the name of its file."""
+    """Wait for one call, run it, leave."""
     if page[PAGE_BASE_AT : PAGE_BASE_AT + 8] == _START:  # the first of its kind; its brothers are alike
         used = getrusage(RUSAGE_SELF)
         PAGE_BASE.pack_into(page, PAGE_BASE_AT, used.ru_utime + used.ru_stime, used.ru_maxrss, used.ru_minflt)

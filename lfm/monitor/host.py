@@ -7,7 +7,9 @@ the very same code.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import marshal
 import os
 import select
 import shutil
@@ -25,6 +27,8 @@ from typing import Any, NamedTuple
 from lfm.monitor import capture, sandbox, template, wire
 
 WATCH_AFTER = 0.010  # seconds that a call runs before its monitor is woken to watch it
+IDLE_OTHERS = 8  # idle slots with other functions loaded; the longest idle goes for a new one
+FUNCTIONS = 1000  # remembered
 IDLE_AFTER = 30.0  # seconds after which a slot beyond the first is let go
 KEPT = ("HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -71,6 +75,9 @@ class Job(NamedTuple):
     owned: sandbox.Owned | None = None  # what is removed at its end; a command's directory is its user's
 
 
+Key = tuple[str, str | None]  # a function: the file of its code, its overlay
+
+
 class _Slot:
     """One monitor, as seen from here."""
 
@@ -88,6 +95,7 @@ class _Slot:
         self.watched = False
         self.over: Over | None = None  # waits for its sandbox to be removed
         self.idle_since = 0.0
+        self.key: Key | None = None  # of the function that its forker has loaded, or will have before its next call
 
     def offer(self, to: socket.socket) -> None:
         fds = [self.its_control.fileno(), self.its_channel.fileno(), *self.files]
@@ -128,6 +136,7 @@ class Host:
         self._running: dict[int, _Slot] = {}
         self._young: deque[_Slot] = deque()  # began lately, not watched yet; oldest first
         self._closing: set[int] = set()  # slots that were told to go
+        self._loaded: dict[Key, bool] = {}  # functions that a call has loaded well: True; that a forker could not: False
         self._next = 1
         self._news: list[News] = []
         self._gone = ""
@@ -181,9 +190,7 @@ class Host:
         if self._gone:
             self._news.append(Over(work.id, None, None, self._gone))
             return
-        slot = self._idle.popleft() if self._idle else self._new_slot()
-        if slot is not None:
-            self._dispatch(slot, job)
+        self._dispatch(self._choose((work.code, work.overlay)), job)
 
     def kill(self, id: int) -> None:
         slot = self._running.get(id)
@@ -201,6 +208,21 @@ class Host:
         """What a running call has printed so far."""
         slot = self._running.get(id)
         return slot.output() if slot is not None else None
+
+    def _choose(self, key: Key) -> _Slot:
+        """An idle slot that has this function loaded, else one that has none, else a new one.
+
+        Of equals the second that became idle last: its next process is surely made by now, while surplus slots
+        stay idle until they are let go.
+        """
+        fits = [slot for slot in self._idle if slot.key == key] or [slot for slot in self._idle if slot.key is None]
+        if not fits:
+            while len(self._idle) >= IDLE_OTHERS:
+                self._retire(self._idle[0])
+            return self._new_slot()
+        slot = fits[-2] if len(fits) > 1 else fits[-1]
+        self._idle.remove(slot)
+        return slot
 
     def _new_slot(self) -> _Slot:
         slot = _Slot(self._next)
@@ -230,6 +252,10 @@ class Host:
     def _begin(self, slot: _Slot) -> None:
         assert slot.job is not None
         slot.began = time.monotonic()
+        key = (slot.job.work.code, slot.job.work.overlay)
+        if slot.key is None and self._loaded.get(key):
+            slot.key = key
+            self._tell(slot, wire.simple(wire.WARM, 0, marshal.dumps(key, 4)))
         if slot.job.work.command:
             slot.watched = True
             self._tell(slot, wire.watch(slot.job.work.id, slot.job.limits, slot.job.work.sandbox))
@@ -317,6 +343,10 @@ class Host:
                     self._begin(slot)
             elif kind == wire.REPORT:
                 self._over(slot, wire.read_report(data))
+            elif kind == wire.COLD:
+                if slot.key is not None:
+                    self._loaded[slot.key] = False
+                slot.key = None
             elif kind == wire.NEAR:
                 self._news.append(Near(*wire.read_near(data)))
             elif kind == wire.CLEANED and slot.over is not None:
@@ -352,11 +382,22 @@ class Host:
         self._finish(slot, over)
 
     def _finish(self, slot: _Slot, over: Over) -> None:
+        assert slot.job is not None and over.report is not None
+        if over.report.status or over.report.flags & wire.STRAY:
+            slot.key = None  # its forker was replaced
+        elif over.result is not None and over.result.kind == wire.RETURNED:
+            self._remember_loaded((slot.job.work.code, slot.job.work.overlay))
         self._running.pop(over.id, None)
         self._news.append(over)
         slot.job = slot.over = None
         slot.idle_since = time.monotonic()
         self._idle.append(slot)
+
+    def _remember_loaded(self, key: Key) -> None:
+        if key not in self._loaded:
+            self._loaded[key] = True
+            if len(self._loaded) > FUNCTIONS:
+                del self._loaded[next(iter(self._loaded))]
 
     def _result(self, slot: _Slot, id: int) -> wire.Result | None:
         """What the call itself sent: the first message that is one and names it."""
@@ -469,6 +510,14 @@ def install_runtime(into: Path | str) -> Path:
         part = to.with_name(f".{to.name}.{os.getpid()}")
         shutil.copyfile(file, part)
         part.replace(to)
+    helper = importlib.util.find_spec("cloudpickle")
+    if helper is not None and helper.origin:
+        (target / "lib" / "cloudpickle").mkdir(parents=True, exist_ok=True)
+        for file in Path(helper.origin).parent.glob("*.py"):
+            to = target / "lib" / "cloudpickle" / file.name
+            part = to.with_name(f".{to.name}.{os.getpid()}")
+            shutil.copyfile(file, part)
+            part.replace(to)
     return target
 
 

@@ -20,6 +20,7 @@ from lfm.monitor.forker import CloneForker, Ends, PlainForker
 from lfm.monitor.processes import OwnChildren, Reaped, end_tree, reap
 from lfm.monitor.watch import Breach, Watch
 
+WARM_AT_MOST = 20.0  # seconds a forker may take to load a function
 MUTE = 0.010  # seconds between looks at the output of a call that prints without end
 SIGNALS = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM)
 
@@ -50,6 +51,8 @@ class Monitor:
         self.muted = 0.0
         self.stray_cpu = 0.0
         self.io = b""
+        self.warm = b""  # what the forker is to load before the next process
+        self.warming = 0.0  # until when it may take to do so
 
     # -- the loop
 
@@ -73,13 +76,21 @@ class Monitor:
             self._tick()
 
     def _timeout(self) -> float | None:
-        due = min(self.watch.due() if self.watch else 1e18, self.muted or 1e18)
-        return None if due == 1e18 else max(0.0, due - time.monotonic()) * 1000
+        if not (self.watch or self.muted or self.warming):
+            return None
+        due = min(self.watch.due() if self.watch else 1e18, self.muted or 1e18, self.warming or 1e18)
+        return max(0.0, due - time.monotonic()) * 1000
 
     def _tick(self) -> None:
-        if not (self.watch or self.muted):
+        if not (self.watch or self.muted or self.warming):
             return
         now = time.monotonic()
+        if self.warming and now >= self.warming:
+            self.warming = 0.0
+            if self._pid():
+                self.warm = b""
+            elif self.forker.pid:
+                os.kill(self.forker.pid, signal.SIGKILL)  # its end is heard
         if self.muted and now >= self.muted:
             self.muted = 0.0
             for stream in (self.stdout, self.stderr):
@@ -111,12 +122,14 @@ class Monitor:
             if running in (0, id):
                 now = time.monotonic()
                 self._enforce(Breach("killed", 0.0, 0.0, now - call.PAGE.unpack_from(self.page)[1] if running else 0.0))
+        elif kind == wire.WARM:
+            self.warm = wire.read_simple(data)[1]
         elif kind == wire.CLEAN:
             self.control.send(wire.simple(wire.CLEANED, sandbox.remove(wire.read_clean(data))))
 
     def _start_watch(self, data: bytes) -> None:
         id, limits, folder = wire.read_watch(data)
-        mark, started, _, base, _, pid = call.PAGE.unpack_from(self.page)
+        mark, started, _, base, _, pid, _ = call.PAGE.unpack_from(self.page)
         base *= call.KB
         if mark == id:
             self.watch = Watch(pid, started, base, limits, folder)
@@ -168,7 +181,11 @@ class Monitor:
         for one in ended:
             if one.pid == self.forker.pid:
                 self.forker.drop()
-                if self._running() == 0:  # nobody knows whether it has made the next process
+                if self.warm and not self._pid():  # it could not load the function: calls will
+                    self.warm, self.warming = b"", 0.0
+                    self.control.send(wire.simple(wire.COLD))
+                    self.forker.ask()
+                elif self._running() == 0:  # nobody knows whether it has made the next process
                     end_tree(self.children, ())
                     over = Reaped(0, 0, 0.0, 0)
             elif one.pid == self._await_pid():
@@ -195,7 +212,7 @@ class Monitor:
         self._after(ended, breach)
 
     def _finish(self, over: Reaped, breach: Breach | None) -> None:
-        id, started, base_cpu, _, _, _ = call.PAGE.unpack_from(self.page)
+        id, started, base_cpu, _, _, _, _ = call.PAGE.unpack_from(self.page)
         now = time.monotonic()
         flags = wire.STARTED if id else 0
         if self.children.raw() != self._nobody():
@@ -208,8 +225,14 @@ class Monitor:
             while stream.pump():
                 pass
         self.control.send(wire.report(self._report(id, over, flags, breach, started, base_cpu, now)))
-        self._reset(clean=not flags & wire.STRAY and over.status == 0)
-        self.forker.ask()
+        clean = not flags & wire.STRAY and over.status == 0
+        self._reset(clean)
+        if self.warm and clean and not self.warming:
+            self.warming = time.monotonic() + WARM_AT_MOST
+            self.forker.ask(self.warm)
+        else:
+            self.warm, self.warming = b"", 0.0
+            self.forker.ask()
 
     def _nobody(self) -> bytes:
         return b"%d " % self.forker.pid if self.forker.pid else b""
@@ -237,6 +260,7 @@ class Monitor:
             written=written,
             gpu_memory=0,
             peak_rss=over.peak_rss,
+            warm=call.PAGE.unpack_from(self.page)[6],
             processes=peaks.processes if peaks else 1,
             threads=peaks.threads if peaks else 1,
             stdout=self.stdout.total,

@@ -18,14 +18,13 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from lfm.monitor import call, linux
+from lfm.monitor import answer, call, linux
 from lfm.monitor.processes import OwnChildren, end_tree, reap
 from lfm.monitor.slot import SIGNALS, Monitor
 
 SLOT = struct.Struct("<BI")
 NEW, GONE, READY = 1, 2, 3
 FDS = 5  # control, channel, stdout, stderr, fault
-_HELPFUL = ("cloudpickle",)  # most results of the user's own classes need it
 
 
 def main(control_fd: int, settings: str) -> NoReturn:
@@ -66,14 +65,21 @@ def _leave_no_trace(runtime: str) -> None:
 
 def _preload(control_fd: int, config: dict[str, Any]) -> dict[str, str]:
     skipped: dict[str, str] = dict(config["skip"])
-    for name in (*_HELPFUL, *config["preload"]):
+    answer.runtime_lib = config["runtime"] + "/lib"
+    sys.path.append(answer.runtime_lib)
+    sys.dont_write_bytecode = False  # of what is ours; once for all templates
+    try:
+        importlib.import_module("cloudpickle")  # what is defined in a script travels by it
+    except ImportError:
+        pass
+    sys.dont_write_bytecode = True
+    for name in config["preload"]:
         if name in skipped:
             continue
         try:
             importlib.import_module(name)
         except BaseException as error:  # the call that needs it will tell its user
-            if name not in _HELPFUL:
-                skipped[name] = traceback.format_exception_only(error)[-1].strip()
+            skipped[name] = traceback.format_exception_only(error)[-1].strip()
             continue
         if trouble := _unfit():
             skipped[name] = trouble

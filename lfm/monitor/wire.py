@@ -19,9 +19,9 @@ INLINE_LIMIT = 64 * 1024  # bytes; what is larger goes through a file
 TEXT_LIMIT = 16 * 1024  # characters of an exception's text; a traceback may have twice that
 
 # daemon -> monitor
-WATCH, RAISE, KILL, CLEAN = 1, 2, 3, 4
+WATCH, RAISE, KILL, CLEAN, WARM = 1, 2, 3, 4, 5
 # monitor -> daemon
-READY, REPORT, NEAR, CLEANED, FAILED = 11, 12, 13, 14, 15
+READY, REPORT, NEAR, CLEANED, COLD = 11, 12, 13, 14, 15
 # call -> daemon
 RETURNED, RAISED, BROKEN = 21, 22, 23
 
@@ -34,7 +34,7 @@ _WATCH = struct.Struct("<BQqqdqB")
 _CLEAN = struct.Struct("<BQQ")
 _RAISE = struct.Struct("<BQq")
 _NEAR = struct.Struct("<BQqq")
-_REPORT = struct.Struct("<BQiBB6d7q2I2QIB")
+_REPORT = struct.Struct("<BQiBB6d8q2I2QIB")
 RESULT = struct.Struct("<BQdqqqQ6I")
 
 
@@ -108,6 +108,7 @@ class Report(NamedTuple):
     written: int
     gpu_memory: int
     peak_rss: int  # of the largest process that was waited for, by rusage: too large after an exec
+    warm: int  # bytes that the forker holds for the loaded function: the call's too, though it did not load it
     processes: int
     threads: int
     stdout: int  # bytes written, of which the capture may hold fewer
