@@ -1,4 +1,4 @@
-# ruff: noqa: PTH102, PTH114, PTH117, PTH118, PTH120, PTH211
+# ruff: noqa: PTH102, PTH117, PTH211
 # Thousands of files: plain strings cost a tenth of Path objects.
 """One environment, unpacked once per node: checked, extracted aside, renamed, mended, marked as ready.
 
@@ -10,27 +10,32 @@ corruption.  ``python -m lfm_worker.shell.unpack TARBALL DIGEST INTO`` does it i
 
 from __future__ import annotations
 
+import bz2
 import errno
 import fcntl
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import secrets
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
+from lfm_worker.shell.tarstream import BadTar, Member, TarStream
+
 MOST_FILES = 2_000_000
 MOST_BYTES = 200 * 2**30
-BLOCK = 1 << 20  # bytes read at a time
 MEND_SECONDS = 300.0
 
 
@@ -113,7 +118,7 @@ def _extract_aside(tarball: Path, prefix: Path, most_bytes: int) -> int:
     try:
         size = extract(tarball, aside, most_bytes)
         aside.rename(prefix)
-    except (tarfile.TarError, zstandard.ZstdError, EOFError) as error:
+    except (BadTar, zstandard.ZstdError, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
         raise UnpackFailed(f"{tarball.name} cannot be unpacked: {error}", UnpackFailed.CORRUPT) from error
     finally:
         _remove(aside)
@@ -147,29 +152,34 @@ class _Writer:
         self._links: list[str] = []
         self.count = self.size = 0
 
-    def add(self, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+    def add(self, member: Member, tar: TarStream) -> None:
         self.count += 1
         self.size += member.size
         if self.count > MOST_FILES or self.size > self._most_bytes:
             raise _unsafe(f"it holds more than {self._most_bytes} bytes or {MOST_FILES} files")
         name = _inside(member.name, member.name)
-        if member.isdir():
+        if member.kind == "folder":
             self._folder(name)
             return
-        self._folder(os.path.dirname(name))
-        path = os.path.join(self._root, name)
+        folder, _, _ = name.rpartition("/")
+        self._folder(folder)
+        path = f"{self._root}/{name}"
         try:
-            if member.isreg():
-                self._write(path, member, tar)
-                self._files.add(name)
-            elif member.issym():
-                _inside(os.path.join(os.path.dirname(name), member.linkname), member.name)
-                os.symlink(member.linkname, path)
-                self._links.append(path)
-            elif member.islnk() and (other := _inside(member.linkname, member.name)) in self._files:
-                os.link(os.path.join(self._root, other), path, follow_symlinks=False)
-            else:
-                raise _unsafe(f"{member.name} is neither a file, a folder nor a link")
+            match member.kind:
+                case "file":
+                    _write(path, member, tar)
+                    self._files.add(name)
+                case "symlink":
+                    _inside(
+                        f"{folder}/{member.link}" if folder and member.link[:1] != "/" else member.link,
+                        member.name,
+                    )
+                    os.symlink(member.link, path)
+                    self._links.append(path)
+                case "hardlink" if (other := _inside(member.link, member.name)) in self._files:
+                    os.link(f"{self._root}/{other}", path, follow_symlinks=False)
+                case _:
+                    raise _unsafe(f"{member.name} is neither a file, a folder nor a link")
         except FileExistsError:
             raise _unsafe(f"{member.name} is in it twice") from None
 
@@ -177,33 +187,32 @@ class _Writer:
         """A link may lead through others: where all end up is known now that all are there."""
         root = os.path.realpath(self._root)
         for link in self._links:
-            end = os.path.realpath(link)
-            if os.path.commonpath([end, root]) != root or os.path.islink(end):
-                raise _unsafe(f"{os.path.relpath(link, self._root)} leads out of it, or in a circle")
+            try:
+                end = os.path.realpath(link, strict=True)
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    raise _unsafe(f"{os.path.relpath(link, self._root)} leads in a circle") from None
+                end = os.path.realpath(link)  # to nothing, which harms nobody
+            if os.path.commonpath([end, root]) != root:
+                raise _unsafe(f"{os.path.relpath(link, self._root)} leads out of it")
 
     def _folder(self, name: str) -> None:
         if name not in self._folders:
-            self._folder(os.path.dirname(name))
+            self._folder(name.rpartition("/")[0])
             try:
-                os.mkdir(os.path.join(self._root, name), 0o755)
+                os.mkdir(f"{self._root}/{name}", 0o755)
             except FileExistsError:  # ours are all in the set: this is a file or a link
                 raise _unsafe(f"{name} is in it twice") from None
             self._folders.add(name)
 
-    @staticmethod
-    def _write(path: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
-        source = tar.extractfile(member)
-        assert source is not None
-        mode = 0o755 if member.mode & 0o111 else 0o644
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        with open(descriptor, "wb", buffering=0) as out:
-            left = member.size
-            while left:
-                piece = source.read(min(left, BLOCK))
-                if not piece:
-                    raise EOFError(f"{member.name} is cut short")
-                out.write(piece)
-                left -= len(piece)
+
+def _write(path: str, member: Member, tar: TarStream) -> None:
+    mode = 0o755 if member.executable else 0o644
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        tar.copy(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _inside(name: str, member: str) -> str:
@@ -219,19 +228,23 @@ def _unsafe(text: str) -> UnpackFailed:
 
 
 @contextmanager
-def _opened(tarball: Path) -> Iterator[tarfile.TarFile]:
+def _opened(tarball: Path) -> Iterator[TarStream]:
+    """Ours are zstd; a user's own may be compressed in other ways."""
     with open(tarball, "rb") as raw:
-        magic = raw.read(4)
+        magic = raw.read(6)
         raw.seek(0)
-        if magic == b"\x28\xb5\x2f\xfd":
-            with (
-                zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream,
-                tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as tar,
-            ):
-                yield tar
-        else:  # a tarball that the user made: tar.gz and the like
-            with tarfile.open(fileobj=raw, mode="r|*", bufsize=BLOCK) as tar:
-                yield tar
+        if magic.startswith(b"\x28\xb5\x2f\xfd"):
+            stream: Any = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+        elif magic.startswith(b"\x1f\x8b"):
+            stream = gzip.GzipFile(fileobj=raw)
+        elif magic.startswith(b"BZh"):
+            stream = bz2.BZ2File(raw)
+        elif magic.startswith(b"\xfd7zXZ\0"):
+            stream = lzma.LZMAFile(raw)  # noqa: SIM115 - closed below, as all of them are
+        else:
+            stream = raw
+        with stream:
+            yield TarStream(stream)
 
 
 def _mend(prefix: Path) -> None:
