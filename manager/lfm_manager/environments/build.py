@@ -22,7 +22,7 @@ from lfm.function.plan import Plan
 from lfm_manager.environments import archive, conda, distributions, interpreter, ready, verify, wheels
 from lfm_manager.environments.assembled import Assembled, forbidden_folders
 from lfm_manager.environments.packages import Packages
-from lfm_manager.environments.places import packages_root
+from lfm_manager.environments.places import cache_limit, packages_root
 from lfm_manager.environments.problems import BuildFailed, from_os_error
 from lfm_manager.environments.progress import Lines, Report, silent
 from lfm_manager.environments.store import Built, Store
@@ -121,7 +121,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         plan = Plan.from_json(options.plan.read_bytes())
-        answer = build(plan, Store(options.store and options.store.absolute()), Lines()).to_dict()
+        store = Store(options.store and options.store.absolute())
+        answer = build(plan, store, Lines()).to_dict()
+        _tidy(store)
     except BuildFailed as error:
         answer = {"error": {"reason": error.reason, "module": error.module, "hint": error.hint}}
     except Exception as error:  # whatever it is: the manager is told, and its log has the rest
@@ -135,6 +137,15 @@ def main(arguments: list[str] | None = None) -> int:
         }
     _write(options.result, answer)
     return 1 if "error" in answer else 0
+
+
+def _tidy(store: Store) -> None:
+    """Keep the caches within their bounds; what was used within a day stays whatever they say."""
+    try:
+        store.gc(cache_limit(), older_than_s=86_400)
+        Packages(packages_root()).gc(cache_limit())
+    except OSError:
+        traceback.print_exc()  # it can wait; the environment is there
 
 
 def _write(path: Path, answer: dict[str, object]) -> None:

@@ -271,21 +271,21 @@ def export(environment: str, output: Path | None, kind: str | None) -> None:
 
 @env.command()
 @click.option(
-    "--keep", default="20GB", metavar="SIZE", show_default=True, help="How much of each cache may stay."
+    "--keep", metavar="SIZE", help="How much of each cache may stay.  [default: LFM_CACHE_LIMIT, else 20GB]"
 )
 @click.option("--all", "everything", is_flag=True, help="Empty both caches.")
 @json_option
-def gc(keep: str, everything: bool, as_json: bool) -> None:
+def gc(keep: str | None, everything: bool, as_json: bool) -> None:
     """Remove what was used longest ago: packed environments, and the packages they were made of.
 
-    Nothing that is being built goes.  What is needed again is built again.
+    Nothing that is being built, or that a manager holds, goes.  What is needed again is built again.
     """
     from lfm.protocol.resources import parse_size
     from lfm_manager.environments.packages import Packages
-    from lfm_manager.environments.places import packages_root
+    from lfm_manager.environments.places import cache_limit, packages_root
 
     try:
-        bound = 0 if everything else parse_size(keep)
+        bound = 0 if everything else parse_size(keep) if keep else cache_limit()
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     removed = _store().gc(bound)

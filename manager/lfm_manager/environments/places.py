@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lfm.protocol.resources import parse_size
+
 
 def cache_root() -> Path:
     """``$LFM_CACHE``, else ``$XDG_CACHE_HOME/lfm``, else ``~/.cache/lfm``; absolute."""
@@ -28,6 +30,14 @@ def environments_root() -> Path:
 def packages_root() -> Path:
     """Conda-shaped packages made of installed distributions and interpreters; a cache that may be emptied."""
     return cache_root() / "packages"
+
+
+def cache_limit() -> int:
+    """Bytes that packed environments may take, and packages as much again: ``$LFM_CACHE_LIMIT``, default 20 GB."""
+    try:
+        return parse_size(os.environ.get("LFM_CACHE_LIMIT", "20GB"))
+    except ValueError:
+        return 20_000_000_000
 
 
 @contextmanager

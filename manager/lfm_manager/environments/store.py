@@ -6,6 +6,7 @@ whoever comes second finds it built.  Reading needs no lock: both files appear b
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -113,9 +114,15 @@ class Store:
         self._description(built.key).unlink(missing_ok=True)
         built.path.unlink(missing_ok=True)
         self._lock(built.key).unlink(missing_ok=True)
+        self._use(built.key).unlink(missing_ok=True)
+
+    def hold(self, key: str) -> Hold:
+        """Keep this environment from being removed until the hold is closed or its process ends."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        return Hold(self._use(key))
 
     def gc(self, keep_bytes: int = 0, older_than_s: float = 0.0) -> list[Built]:
-        """Remove the least recently used until ``keep_bytes`` are left; never one being built or younger than asked."""
+        """Remove the least recently used until ``keep_bytes`` are left; never one held, being built, or too young."""
         if not self.root.is_dir():
             return []
         self._sweep()
@@ -128,7 +135,7 @@ class Store:
                 continue
             if total <= keep_bytes or age < older_than_s:
                 break
-            if not is_locked(self._lock(built.key)):
+            if not is_locked(self._lock(built.key)) and not is_locked(self._use(built.key)):
                 self.remove(built)
                 removed.append(built)
                 total -= built.bytes
@@ -137,7 +144,7 @@ class Store:
     def _sweep(self) -> None:
         """Remove what a builder that died has left."""
         for path in self.root.glob(".*"):
-            if path.suffix == ".lock":
+            if path.suffix in (".lock", ".use"):
                 continue
             if time.time() - path.stat().st_mtime > 86_400:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -156,8 +163,24 @@ class Store:
     def _description(self, key: str) -> Path:
         return self.root / f"{_safe(key)}.json"
 
+    def _use(self, key: str) -> Path:
+        return self.root / f".{_safe(key)}.use"
+
     def _lock(self, key: str) -> Path:
         return self.root / f".{_safe(key)}.lock"
+
+
+class Hold:
+    """A shared lock on an environment that is in use."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def _safe(key: str) -> str:
