@@ -33,7 +33,9 @@ class Analysis:
     preload: dict[str, None] = field(default_factory=dict)  # of these, what the code itself will import
     local: dict[str, Module] = field(default_factory=dict)  # the user's own modules that will be imported
     editables: dict[str, Installation] = field(default_factory=dict)  # whose modules are among these
-    requiring: dict[str, str] = field(default_factory=dict)  # editables whose declared requirements are needed -> why
+    requiring: dict[str, str] = field(
+        default_factory=dict
+    )  # editables whose declared requirements are needed -> why
     distributions: dict[str, str] = field(default_factory=dict)  # needed by name, not by import -> why
     warnings: list[str] = field(default_factory=list)
 
@@ -119,7 +121,9 @@ class Walk:
     def finish(self) -> Analysis:
         """All that was found, with what libraries will import lazily."""
         libraries = dict.fromkeys(map(_top, self.found.needs))
-        for module, library, word in partners.wanted(libraries, self.words, self.constants, self.is_installed):
+        for module, library, word in partners.wanted(
+            libraries, self.words, self.constants, self.is_installed
+        ):
             if not self.excluded(module):
                 self.need(self.modules.find(module), f"used by {library} for {word}", preload=False)
         if self.words & {"entry_points", "iter_entry_points"}:
@@ -207,7 +211,11 @@ class Walk:
         if self.excluded(name):
             return
         if _top(name) == "lfm":
-            if not place.top and name not in inside.MODULES - {"lfm"} and not (rest and rest[0] in inside.NAMES):
+            if (
+                not place.top
+                and name not in inside.MODULES - {"lfm"}
+                and not (rest and rest[0] in inside.NAMES)
+            ):
                 self.need_lfm(place.at(line))
             return
         found = self.modules.find(name)
@@ -313,7 +321,11 @@ class Walk:
         source = self.source(name)
         if source is None:
             return False
-        return part in source.units or part in source.top.bound or any(i.names == ("*",) for i in source.top.imports)
+        return (
+            part in source.units
+            or part in source.top.bound
+            or any(i.names == ("*",) for i in source.top.imports)
+        )
 
     def only_marks(self, source: Source, chain: Chain) -> bool:
         """Whether a decorator surely leaves it to others to call the function: the standard library's, lfm's."""

@@ -43,7 +43,9 @@ _SKIPPED = _codes("TO_BOOL")  # between a condition and its jump, since 3.13
 _CALL = _codes("CALL", "CALL_FUNCTION_EX", "CALL_KW")
 _JUMP_FALSE = _codes("POP_JUMP_IF_FALSE", "POP_JUMP_FORWARD_IF_FALSE")
 _JUMP_TRUE = _codes("POP_JUMP_IF_TRUE", "POP_JUMP_FORWARD_IF_TRUE")
-_JUMP_NONE = _codes("POP_JUMP_IF_NONE", "POP_JUMP_IF_NOT_NONE", "POP_JUMP_FORWARD_IF_NONE", "POP_JUMP_FORWARD_IF_NOT_NONE")
+_JUMP_NONE = _codes(
+    "POP_JUMP_IF_NONE", "POP_JUMP_IF_NOT_NONE", "POP_JUMP_FORWARD_IF_NONE", "POP_JUMP_FORWARD_IF_NOT_NONE"
+)
 _JUMP = _JUMP_FALSE | _JUMP_TRUE | _JUMP_NONE
 _RETURN = _codes("RETURN_VALUE", "RETURN_CONST")
 _CONST = _codes("LOAD_CONST", "RETURN_CONST", "LOAD_CONST_IMMORTAL")
@@ -85,7 +87,9 @@ class Unit:
 
     imports: list[Import] = field(default_factory=list)
     chains: dict[Chain, int] = field(default_factory=dict)  # rooted in a global name -> line
-    uses: list[tuple[Target, Chain, int]] = field(default_factory=list)  # attributes of what it imported itself
+    uses: list[tuple[Target, Chain, int]] = field(
+        default_factory=list
+    )  # attributes of what it imported itself
     attributes: dict[str, int] = field(default_factory=dict)
     constants: set[str] = field(default_factory=set)
     bound: dict[str, Target] = field(default_factory=dict)
@@ -99,7 +103,9 @@ class Source:
 
     top: Unit
     units: dict[str, Unit]
-    passed: dict[str, tuple[Chain, ...]]  # functions given to a call while importing (decorators): to which names
+    passed: dict[
+        str, tuple[Chain, ...]
+    ]  # functions given to a call while importing (decorators): to which names
 
 
 def read_function(code: CodeType) -> Unit:
@@ -216,8 +222,11 @@ class _Reader:
             name = self.local(arg >> 4 if op in _STORE_PAIR else arg)
         source = self.importing
         if source is not None and source.names:
-            self.sink.bound[name] = Target(source, self.attribute)  # and more may come of the same statement
-        elif source is not None:  # "import a.b.c as d" walks down by IMPORT_FROM; plain "import a.b.c" binds "a"
+            self.sink.bound[name] = Target(source, self.attribute)
+            self.attribute = ""  # and more may come of the same statement
+        elif (
+            source is not None
+        ):  # "import a.b.c as d" walks down by IMPORT_FROM; plain "import a.b.c" binds "a"
             self.sink.bound[name] = Target(source, whole=bool(self.attribute) or "." not in source.module)
             self.importing = None
 
@@ -237,7 +246,9 @@ class _Reader:
         value = self.code.co_consts[arg] if op in _CONST else None
         if isinstance(value, str) and value:
             level = len(value) - len(value.lstrip("."))
-            self.sink.imports.append(Import(value[level:], level, (), self.line(at), self.guard(at), dynamic=True))
+            self.sink.imports.append(
+                Import(value[level:], level, (), self.line(at), self.guard(at), dynamic=True)
+            )
         elif op not in _STORE:
             self.sink.computed.append(self.line(at))
 

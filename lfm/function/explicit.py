@@ -91,7 +91,9 @@ def _tarball(path: str) -> tuple[Plan, str]:
     except OSError as error:
         raise AnalysisError(f"environment={path!r} cannot be read: {error.strerror}") from None
     key = key_of("tarball", None, (), digest)
-    return Plan(kind="tarball", key=key, interpreter=None, tarball=path, host=platform.node()), os.path.basename(path)
+    return Plan(
+        kind="tarball", key=key, interpreter=None, tarball=path, host=platform.node()
+    ), os.path.basename(path)
 
 
 @lru_cache(maxsize=16)
@@ -107,7 +109,9 @@ def read_requirements(path: str, seen: tuple[str, ...] = ()) -> list[str]:
     lines = []
     for number, raw in enumerate(_text(path).replace("\\\n", " ").splitlines(), 1):
         line = _COMMENT.split(raw)[0].strip()
-        option, _, rest = line.partition(" ") if not line.startswith("--requirement=") else ("-r", "", line[14:])
+        option, _, rest = (
+            line.partition(" ") if not line.startswith("--requirement=") else ("-r", "", line[14:])
+        )
         if option in ("-r", "--requirement"):
             lines += read_requirements(os.path.join(os.path.dirname(path), rest.strip()), (*seen, path))
         elif line.startswith("-"):

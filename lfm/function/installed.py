@@ -165,7 +165,12 @@ class Installation:
         try:
             file = os.path.join(self.location, path)
             state = os.stat(file)
-            if digest and size == state.st_size and state.st_mtime_ns <= recorded and not path.startswith(".."):
+            if (
+                digest
+                and size == state.st_size
+                and state.st_mtime_ns <= recorded
+                and not path.startswith("..")
+            ):
                 return digest
             with open(file, "rb") as handle:
                 data = handle.read()
@@ -226,7 +231,9 @@ class Installed:
         with os.scandir(folder) as entries:
             metadata = sorted(e.path for e in entries if e.name.endswith((".dist-info", ".egg-info")))
         # A source tree's own *.egg-info lies beside its code and installs nothing.
-        source = any(os.path.exists(os.path.join(folder, n)) for n in ("pyproject.toml", "setup.py", "setup.cfg"))
+        source = any(
+            os.path.exists(os.path.join(folder, n)) for n in ("pyproject.toml", "setup.py", "setup.cfg")
+        )
         metadata = [m for m in metadata if not (source and m.endswith(".egg-info"))]
         if metadata or os.path.basename(folder).endswith("-packages"):
             self.sites[folder] = [Installation(m) for m in metadata]

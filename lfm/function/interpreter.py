@@ -13,7 +13,9 @@ from pathlib import Path
 
 from lfm.function.plan import Interpreter
 
-_LEFT_OUT = frozenset({"__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter"})
+_LEFT_OUT = frozenset(
+    {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter"}
+)
 
 
 @cache
@@ -41,7 +43,9 @@ def _libc() -> str:
 
 def _fingerprint(executable: str) -> str:
     """sha-256 over the binary, its library and the names and sizes of the standard library, not their places."""
-    total = hashlib.sha256(f"{sys.version}\0{sysconfig.get_config_var('SOABI')}\0{platform.machine()}".encode())
+    total = hashlib.sha256(
+        f"{sys.version}\0{sysconfig.get_config_var('SOABI')}\0{platform.machine()}".encode()
+    )
     library = Path(sys.base_prefix, "lib", str(sysconfig.get_config_var("INSTSONAME") or "."))
     for file in (Path(executable), library):
         if file.is_file():

@@ -53,7 +53,9 @@ def build(modules: Modules, local: Iterable[Module], editables: Iterable[Install
             base = f"src/{package.name.replace('.', '/')}"
             for below, path in _tree(package, folders):
                 if os.path.getsize(path) > LARGE:
-                    warnings.append(f"{path} is larger than {LARGE >> 20} MiB and does not travel with {package.name}")
+                    warnings.append(
+                        f"{path} is larger than {LARGE >> 20} MiB and does not travel with {package.name}"
+                    )
                 else:
                     files[f"{base}/{below}"] = path
     for editable in editables:
@@ -61,7 +63,9 @@ def build(modules: Modules, local: Iterable[Module], editables: Iterable[Install
             path = os.path.join(editable.metadata, name)
             if os.path.isfile(path):
                 files[f"src/{os.path.basename(editable.metadata)}/{name}"] = path
-    stamps = tuple(_stamp(p) for p in (*sorted(files.values()), *sorted(folders)))  # before reading: never too new
+    stamps = tuple(
+        _stamp(p) for p in (*sorted(files.values()), *sorted(folders))
+    )  # before reading: never too new
     contents = {name: Path(path).read_bytes() for name, path in files.items()}
     return Overlay(_tar({**contents, **_library()}), stamps, tuple(warnings))
 
@@ -81,7 +85,9 @@ def _lone(module: Module) -> str:
     """Where a lone module lies below ``src/``; an extension keeps the tag in its name."""
     parent, _, last = module.name.rpartition(".")
     name = os.path.basename(module.file)
-    name = name if name.partition(".")[0] == last else f"{last}.py"  # loaded by hand from a file named otherwise
+    name = (
+        name if name.partition(".")[0] == last else f"{last}.py"
+    )  # loaded by hand from a file named otherwise
     return f"{parent.replace('.', '/')}/{name}" if parent else name
 
 
@@ -111,7 +117,9 @@ def _library() -> dict[str, bytes]:
 
     folder = Path(cloudpickle.__file__).parent
     contents = {f"lib/cloudpickle/{file.name}": file.read_bytes() for file in folder.glob("*.py")}
-    contents[f"lib/cloudpickle-{cloudpickle.__version__}"] = b""  # a call may have this version loaded already
+    contents[f"lib/cloudpickle-{cloudpickle.__version__}"] = (
+        b""  # a call may have this version loaded already
+    )
     return {**contents, **{f"lib/{name}": data for name, data in inside.files().items()}}
 
 

@@ -57,7 +57,9 @@ class _Wish:
     environment: Any
 
     @classmethod
-    def of(cls, options: dict[str, Any], imports: Iterable[str], exclude: Iterable[str], environment: Any) -> _Wish:
+    def of(
+        cls, options: dict[str, Any], imports: Iterable[str], exclude: Iterable[str], environment: Any
+    ) -> _Wish:
         def names(option: str, given: Iterable[str]) -> tuple[str, ...]:
             remembered = options.get(option) or ()
             both = ((one,) if isinstance(one, str) else one for one in (remembered, given))
@@ -144,7 +146,9 @@ class Packer:
         """
         return self.object(packed, (args, kwargs), found)
 
-    def object(self, packed: Packed, obj: Any, found: list[Handle] | None = None) -> tuple[Packed, list[Buffer]]:
+    def object(
+        self, packed: Packed, obj: Any, found: list[Handle] | None = None
+    ) -> tuple[Packed, list[Buffer]]:
         """``arguments`` for any object; a chunk of calls is a list of (args, kwargs)."""
         pieces, met = pickle_object(obj)
         if met is None:
@@ -158,7 +162,11 @@ class Packer:
 
     def _refresh(self) -> Modules:
         """The modules as they are installed now; what was made from older ones is forgotten."""
-        if self._modules is None or self._modules.installed.path != sys.path or self._modules.installed.stale():
+        if (
+            self._modules is None
+            or self._modules.installed.path != sys.path
+            or self._modules.installed.stale()
+        ):
             self._modules = Modules(Installed())
             for cache in (self._entries, self._bases, self._analyses, self._layers, self._grown):
                 cache.clear()

@@ -111,7 +111,18 @@ _DATABASES: dict[str, tuple[str, ...]] = {
     "postgresql": ("psycopg2", "psycopg", "asyncpg", "pg8000"), "mysql": ("MySQLdb", "pymysql"),
     "oracle": ("oracledb", "cx_Oracle"), "mssql": ("pyodbc", "pymssql"), "duckdb": ("duckdb_engine",),
 }  # fmt: skip
-_OPENERS = ("dask", "fsspec", "geopandas", "intake", "pandas", "polars", "pyarrow", "uproot", "xarray", "zarr")
+_OPENERS = (
+    "dask",
+    "fsspec",
+    "geopandas",
+    "intake",
+    "pandas",
+    "polars",
+    "pyarrow",
+    "uproot",
+    "xarray",
+    "zarr",
+)
 
 There = Callable[[str], bool]
 

@@ -6,6 +6,7 @@ value.  Every class and function met is noted: by its name where it travels as o
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import sys
@@ -21,6 +22,7 @@ from lfm.monitor.payload import Buffer
 
 _OURS = frozenset({"builtins", "cloudpickle"})  # what every call has
 _ATOMS = frozenset({int, float, complex, bool, str, bytes, bytearray, type(None), type(...)})
+_CACHED = functools._lru_cache_wrapper
 _BuffersTo = Callable[[pickle.PickleBuffer], Any]
 
 
@@ -28,7 +30,9 @@ _BuffersTo = Callable[[pickle.PickleBuffer], Any]
 class Met:
     """What a pickle refers to."""
 
-    references: dict[tuple[str, str], None] = field(default_factory=dict)  # (module, qualified name; "" the module)
+    references: dict[tuple[str, str], None] = field(
+        default_factory=dict
+    )  # (module, qualified name; "" the module)
     functions: dict[int, FunctionType] = field(default_factory=dict)  # that travel by value, by id
     handles: dict[str, Handle] = field(default_factory=dict)
 
@@ -40,14 +44,25 @@ class Met:
         if isinstance(obj, FunctionType) and not by_name(obj):
             self.functions.setdefault(id(obj), obj)
             return
-        # What is neither class nor function may still travel as its name (a ufunc): its class tells where from.
-        named = obj if isinstance(obj, type | FunctionType | BuiltinFunctionType) else type(obj)
+        # What is neither class nor function may travel as its name too: a cached function says so, of a ufunc
+        # its class tells where it is from.
+        named = (
+            obj
+            if isinstance(obj, type | FunctionType | BuiltinFunctionType) or is_wrapper(obj)
+            else type(obj)
+        )
         module, name = getattr(named, "__module__", None), getattr(named, "__qualname__", "")
         if not isinstance(module, str):  # a method of a builtin: of whose?
             kind = type(getattr(named, "__self__", None))
             module, name = kind.__module__, kind.__qualname__
         if module.partition(".")[0] not in _OURS:
             self.references.setdefault((module, name))
+
+
+def is_wrapper(obj: Any) -> bool:
+    """Whether an object took over the name of a function, as ``functools.cache`` does."""
+    attributes = getattr(obj, "__dict__", None)
+    return type(attributes) is dict and "__qualname__" in attributes and "__module__" in attributes
 
 
 def by_name(obj: Any) -> bool:
@@ -89,9 +104,20 @@ class _Plain(pickle.Pickler):
                 raise _NeedsMore
             self._met.look(obj)
         elif kind not in self._kinds:
-            self._kinds.add(kind)
+            if is_wrapper(obj):
+                if obj.__module__ == "__main__":
+                    raise _NeedsMore
+            else:
+                self._kinds.add(kind)
             self._met.look(obj)
         return NotImplemented
+
+
+def _cached_by_value(obj: Any) -> tuple[Any, ...]:
+    """A cached function of ``__main__``: with its function, and an empty cache."""
+    how = obj.cache_parameters()
+    state = {name: value for name, value in vars(obj).items() if name != "cache_parameters"}
+    return _CACHED, (obj.__wrapped__, how["maxsize"], how["typed"], functools._CacheInfo), state
 
 
 @cache
@@ -105,6 +131,8 @@ def _thorough() -> tuple[type[Any], type[Any]]:
             self._met = met
 
         def reducer_override(self, obj: Any) -> Any:
+            if type(obj) is _CACHED and not by_name(obj):
+                return _cached_by_value(obj)
             self._met.look(obj)
             return super().reducer_override(obj)
 
@@ -152,6 +180,11 @@ def _dumper(pickler: type[Any], met: Met) -> Callable[..., bytes]:
 
 def _only_atoms(value: Any) -> bool:
     """((atom, ...), {name: atom, ...})"""
-    if type(value) is not tuple or len(value) != 2 or type(value[0]) is not tuple or type(value[1]) is not dict:
+    if (
+        type(value) is not tuple
+        or len(value) != 2
+        or type(value[0]) is not tuple
+        or type(value[1]) is not dict
+    ):
         return False
     return all(type(a) in _ATOMS for a in value[0]) and all(type(a) in _ATOMS for a in value[1].values())

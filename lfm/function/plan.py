@@ -51,7 +51,9 @@ class Plan:
     specification: tuple[str, ...] = ()  # kind "spec": requirements or match specs
     channels: tuple[str, ...] = ()
     tarball: str = ""  # kind "tarball": its path
-    whole: dict[str, int] = field(default_factory=dict)  # {"distributions": n, "bytes": n} of the client's whole environment
+    whole: dict[str, int] = field(
+        default_factory=dict
+    )  # {"distributions": n, "bytes": n} of the client's whole environment
     host: str = ""  # the machine whose disk the paths speak of
 
     def to_json(self) -> bytes:
@@ -67,5 +69,7 @@ class Plan:
         distributions = tuple(Distribution(**d) for d in raw.pop("distributions"))
         rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         return cls(
-            interpreter=Interpreter(**interpreter) if interpreter else None, distributions=distributions, **rest
+            interpreter=Interpreter(**interpreter) if interpreter else None,
+            distributions=distributions,
+            **rest,
         )

@@ -95,7 +95,9 @@ class _Closure:
         self.seen: set[tuple[str, frozenset[str]]] = set()
         self.waiting: list[tuple[Installation, frozenset[str]]] = []
 
-    def add(self, one: Installation, why: str, extras: frozenset[str] = frozenset(), *, asked: bool = False) -> None:
+    def add(
+        self, one: Installation, why: str, extras: frozenset[str] = frozenset(), *, asked: bool = False
+    ) -> None:
         if one.name in self.excluded:
             return
         if one.editable is not None:
@@ -119,7 +121,9 @@ class _Closure:
             if found is not None:
                 self.add(found, f"required by {one.name}", frozenset(wanted.extras))
             elif normalise(wanted.name) not in self.excluded:
-                self.warnings.append(f"{one.name} {one.version} requires {wanted}, which is not installed here")
+                self.warnings.append(
+                    f"{one.name} {one.version} requires {wanted}, which is not installed here"
+                )
 
 
 def _requirements(one: Installation, extras: frozenset[str]) -> Iterator[Requirement]:

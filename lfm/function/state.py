@@ -66,7 +66,13 @@ class _Teller:
         code, names = function.__code__, function.__globals__
         cells = tuple(self.cell(cell) for cell in function.__closure__ or ())
         used = tuple(self.value(names[name]) for name in global_names(code) if name in names)
-        return _Same(code), self.value(function.__defaults__), self.value(function.__kwdefaults__), cells, used
+        return (
+            _Same(code),
+            self.value(function.__defaults__),
+            self.value(function.__kwdefaults__),
+            cells,
+            used,
+        )
 
     def cell(self, cell: Any) -> Any:
         try:

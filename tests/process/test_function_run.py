@@ -59,7 +59,9 @@ def lay_out(packed: Packed, into: Path) -> Path:
         one = Installation(planned.metadata)
         paths = [path for path, _, _ in one.files() if not path.startswith("..")]
         tops = {path.partition("/")[0] for path in paths}
-        shared = {top for top in tops for other in everybody if other.name != one.name and other.owns_below(top)}
+        shared = {
+            top for top in tops for other in everybody if other.name != one.name and other.owns_below(top)
+        }
         for path in (*sorted(tops - shared), *(p for p in paths if p.partition("/")[0] in shared)):
             target = site / path
             target.parent.mkdir(parents=True, exist_ok=True)
