@@ -633,7 +633,7 @@ def test_an_edge_that_is_not_in_the_table_raises_and_tells_the_story() -> None:
     desk.submit("a")
     task = desk.core.calls.tasks[TaskId("a")]
     with pytest.raises(IllegalTransition, match="a: Placed"):
-        task.become(Waiting(True))
+        task.become(Adrift("w", 1, 0.0))
 
 
 def test_every_edge_says_why() -> None:

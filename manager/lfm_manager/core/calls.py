@@ -89,7 +89,10 @@ class Calls:
         return task
 
     def _await(self, task: Task, now: float) -> None:
-        """See that all that it needs is on its way; it is ready at once if nothing is missing."""
+        """See that all that it needs is on its way; it is ready at once if nothing is missing.
+
+        Also before it runs again: after a restart its environment may not have been found yet.
+        """
         environment, declared = task.function.environment, task.function.declared
         missing = frozenset(
             blob.digest
@@ -245,8 +248,7 @@ class Calls:
         amount = running.allocation or Resources(0.0)
         if isinstance(task.state, Ready):
             self._scheduler.remove(task, now)
-        if task.attempts and task.attempts[-1].number == running.attempt:
-            task.attempts = task.attempts[:-1]  # it was not lost after all
+        task.attempts = tuple(a for a in task.attempts if a.number != running.attempt)  # it was not lost after all
         started = now if running.started else None
         task.become(Placed(worker.peer, running.attempt, amount, running.gpu_devices, now, started))
         task.attempt = max(task.attempt, running.attempt)
@@ -299,7 +301,7 @@ class Calls:
             case Raised(stage="call") | Crashed() if tries.raised < task.submit.retries:
                 category.raised += 1
                 tries.raised += 1
-                self._ready(task, now)
+                self._await(task, now)
                 return True
             case Exhausted() as spent if not was_asked(task.submit.request, spent):
                 category.too_small += 1
@@ -320,7 +322,7 @@ class Calls:
             task.least_disk = rung or task.least_disk
         if rung is None:
             return False
-        self._ready(task, now)
+        self._await(task, now)
         return True
 
     def _again_or_lost(self, task: Task, reason: str, now: float) -> None:
@@ -328,7 +330,7 @@ class Calls:
         if tries.lost >= policy.lost_max or tries.refused >= policy.refused_max:
             self._finish(task, Impossible("lost", f"lost {tries.lost + tries.refused} times, at last: {reason}"), now)
         else:
-            self._ready(task, now)
+            self._await(task, now)
 
     def worker_died(self, task: Task, placed: Placed, reason: str, charged: bool, now: float) -> None:
         """Its worker is gone: run it elsewhere, unless workers die of it."""
@@ -345,7 +347,7 @@ class Calls:
                 self._finish(task, Impossible("lost", text), now)
                 return
             task.alone = task.tries.deaths >= self._policy.deaths_before_alone
-        self._ready(task, now)
+        self._await(task, now)
 
     def drifted(self, task: Task, now: float) -> None:
         """The worker that had it when the manager stopped did not come back with it."""
@@ -437,10 +439,11 @@ class Calls:
     ) -> None:
         started = placed.started if placed.started is not None else placed.since
         epoch = self._policy.epoch
-        task.attempts = (*task.attempts, Attempt(
+        attempt = Attempt(
             placed.attempt, worker.name, worker.hello.host, placed.allocation, usage, epoch + started, epoch + now,
             outcome_name(outcome),
-        ))
+        )
+        task.attempts = tuple(sorted((*task.attempts, attempt), key=lambda a: a.number)) if task.attempts else (attempt,)
         task.category.count(placed.allocation, usage, isinstance(outcome, Returned))
 
     # ------------------------------------------------------------ out

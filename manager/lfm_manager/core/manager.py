@@ -167,16 +167,34 @@ class ManagerCore:
                 self.calls.give_up(task, Impossible("environment", text), now)
         elif not queue.warned and queue.session.peer is not None:
             queue.warned = True
-            text = f"{queue.category.name} needs {self.needs(demand)}; {self.largest_worker()}; it waits for a larger one"
+            text = f"{queue.category.name} {self._too_much(demand, now)}; it waits for a larger one"
             self._out.append(TellClient(queue.session.peer, m.Notice("warning", text, (queue.head.id,))))
 
     def needs(self, demand: Demand) -> str:
         """For people: what a call needs."""
-        parts = [f"{demand.millicores / 1000:g} cores", f"{format_size(demand.memory)} memory"]
-        parts += [f"{format_size(demand.disk)} disk"] if demand.disk else []
-        parts += [f"{demand.gpus} GPUs"] if demand.gpus else []
-        parts += [f"{format_duration(demand.wall_time)}"] if demand.wall_time else []
-        return ", ".join(parts)
+        return ", ".join(text for _, text in _amounts(demand.millicores, demand.memory, demand.disk, demand.gpus))
+
+    def _too_much(self, demand: Demand, now: float) -> str:
+        """For people: what of it does not fit, and what the largest worker has instead."""
+        largest = self.sizes.largest
+        needed = _amounts(demand.millicores, demand.memory, demand.disk, demand.gpus)
+        there = dict(_amounts(largest.millicores, largest.memory, largest.disk, largest.gpus))
+        sizes = {"cores": largest.millicores < demand.millicores, "memory": largest.memory < demand.memory,
+                 "disk": largest.disk < demand.disk, "gpus": largest.gpus < demand.gpus}
+        over = [name for name, much in sizes.items() if much]
+        if over:
+            wanted = ", ".join(text for name, text in needed if name in over)
+            had = ", ".join(there.get(name, f"no {name}") for name in over)
+            best = max(
+                (w for w in self.workers.values() if not w.draining),
+                key=lambda w: (len(w.devices) if over[0] == "gpus" else getattr(w, _FIELD[over[0]]), -w.peer),
+            )
+            return f"needs {wanted}; the largest worker, {best.name}, has {had}"
+        fitting = [w for w in self.workers.values() if w.ends is not None and not w.draining]
+        if demand.wall_time and fitting:
+            left = format_duration(max(0.0, max((w.ends or now) - now for w in fitting)))
+            return f"takes {format_duration(demand.wall_time)}; no worker that it fits on lives so long ({left} at most)"
+        return f"needs {self.needs(demand)} at once; {self.largest_worker()}"
 
     def largest_worker(self) -> str:
         """For people: the largest worker there is."""
@@ -184,11 +202,8 @@ class ManagerCore:
         if not workers:
             return "no worker is connected" if not self.workers else "every worker is leaving"
         best = max(workers, key=lambda w: (w.memory, w.millicores, -w.peer))
-        gpus = f", {len(best.devices)} GPUs" if best.devices else ""
-        return (
-            f"the largest worker, {best.name}, has {best.millicores / 1000:g} cores, "
-            f"{format_size(best.memory)} memory, {format_size(best.disk)} disk{gpus}"
-        )
+        has = _amounts(best.millicores, best.memory, best.disk, len(best.devices))
+        return f"the largest worker, {best.name}, has {', '.join(text for _, text in has)}"
 
     def capacity(self) -> m.Capacity:
         """What the workers offer together."""
@@ -199,6 +214,19 @@ class ManagerCore:
         )
 
 
+_FIELD = {"cores": "millicores", "memory": "memory", "disk": "disk"}
+
+
 def explain_unbuildable(state: Unbuildable) -> str:
     hint = f" ({state.hint})" if state.hint else ""
     return f"{state.reason}{hint}" if not state.module or state.module in state.reason else f"{state.module}: {state.reason}{hint}"
+
+
+def _amounts(cores: int, memory: int, disk: int, gpus: int) -> list[tuple[str, str]]:
+    """For people: (resource, amount) of what there is any of."""
+    parts = [("cores", f"{cores / 1000:g} core{'' if cores == 1000 else 's'}"), ("memory", f"{format_size(memory)} memory")]
+    if disk:
+        parts.append(("disk", f"{format_size(disk)} disk"))
+    if gpus:
+        parts.append(("gpus", f"{gpus} GPU{'' if gpus == 1 else 's'}"))
+    return parts

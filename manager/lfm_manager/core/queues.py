@@ -69,9 +69,9 @@ class Queue:
         return next(iter(self.tasks.values()))
 
     def rank(self) -> tuple[float, bool, bool, float, int]:
-        """Smallest first: priority, then repeated calls, then categories without a result, then the longest."""
+        """Smallest first: priority, repeated calls, categories without a result, the longest, order of submission."""
         category = self.category
-        return (-self.key.priority, not self.key.again, bool(category.seen), -category.mean_wall, self.number)
+        return (-self.key.priority, not self.key.again, bool(category.seen), -category.mean_wall, self.head.order)
 
     def remembered(self, epoch: int) -> Demand | None:
         """The head's demand, if nothing has changed since it was found."""

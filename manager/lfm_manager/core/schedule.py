@@ -86,6 +86,8 @@ class Scheduler:
         if not queue.tasks:
             self._shut(queue)
         elif was_head:
+            if len(queue.category.queues) > 1:
+                self._ordered.pop(queue.key.session, None)  # its rank among its like is its head's
             queue.since = now
             queue.passed = self.placed
             self._look_at_head(queue)

@@ -96,10 +96,8 @@ class Sizes:
         return size if size > allocation else None
 
     def growth(self, task: Task, allocation: Resources) -> int:
-        """How far a running call's memory may grow in place; 0: not at all."""
-        if task.submit.request.memory is not None or not allocation.memory:
-            return 0
-        return self.next_rung(task, "memory", allocation.memory, allocation.memory, task.tries.memory + 1) or 0
+        """How far a running call's memory may grow in place, where its node has room; 0: not at all."""
+        return self.largest.memory if task.submit.request.memory is None and allocation.memory else 0
 
     def succeeded(self, category: str, input_bytes: int, usage: Usage) -> None:
         """Learn from a call that ended well.  What cannot be a measurement is not learned."""

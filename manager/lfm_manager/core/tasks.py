@@ -93,6 +93,8 @@ EDGES: dict[tuple[type, type], str] = {
     (Placed, Done): "it returned",
     (Placed, Failed): "it ended without a value, and is not repeated",
     (Placed, Ready): "its worker was lost, its automatic allocation too small, or its user asked for retries",
+    (Placed, Waiting): "it is to run again, and after a restart its environment was not found yet",
+    (Collecting, Waiting): "the same",
     (Collecting, Done): "the result is here",
     (Collecting, Ready): "the worker was lost before it could give the result",
     (Collecting, Failed): "the same, as often as it was tried; or its exception is here",
