@@ -113,7 +113,8 @@ def _check_digest(tarball: Path, digest: str) -> None:
 
 def _extract_aside(tarball: Path, prefix: Path, most_bytes: int) -> int:
     """Extract beside ``prefix`` and rename: what has its name is all there.  The bytes it takes."""
-    aside = prefix.parent / f".unpacking-{prefix.name[:12]}-{secrets.token_hex(4)}"
+    aside = prefix.parent / f".{prefix.name}.unpacking"
+    _remove(aside)  # of one that was killed: nobody else writes here while we hold the lock
     aside.mkdir(mode=0o700)
     try:
         size = extract(tarball, aside, most_bytes)
