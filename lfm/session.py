@@ -30,6 +30,8 @@ import zmq
 from lfm.connection import Dialer
 from lfm.endings import Sealed, error_of
 from lfm.errors import CallCancelled, ConnectionFailed, LfmError, ProtocolError, Unschedulable
+from lfm.function.handle import Handle
+from lfm.function.pickling import pickle_object
 from lfm.future import Future
 from lfm.incoming import Incoming
 from lfm.monitor import payload
@@ -44,7 +46,6 @@ from lfm.spool import Spool
 
 if TYPE_CHECKING:
     from lfm.embedded import Embedded
-    from lfm.function.handle import Handle
 
 CONNECT_TIMEOUT = 30.0  # seconds for the first handshake, and for an answer
 PATIENCE = 600.0  # seconds without a manager after which calls are given up
@@ -129,13 +130,10 @@ class Session:
 
     def put(self, obj: Any) -> Handle:
         """Keep an object's payload here, for whoever needs it, until the session ends."""
-        import cloudpickle
-
-        from lfm.function.handle import Handle
-
         self._check_open()
-        blob = self.spool.keep(payload.pack(obj, cloudpickle.dumps))
-        return Handle(blob.digest, blob.size)
+        pieces, met = pickle_object(obj)
+        blob = self.spool.keep(pieces)
+        return Handle(blob.digest, blob.size, met)
 
     def cancelled(self, future: Future[Any]) -> None:
         """A future was cancelled here: whatever the manager still does for it is in vain."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from lfm.function.pickling import Met
 
 TAG = "lfm-blob"  # the call's unpickler turns (TAG, digest) into the object
 
@@ -15,6 +18,7 @@ class Handle:
 
     digest: str
     size: int  # bytes of its payload
+    met: Met | None = field(default=None, compare=False, repr=False)  # what the object's pickle refers to
 
     def reference(self) -> tuple[str, str]:
         """The persistent id under which it is pickled."""

@@ -59,6 +59,14 @@ class Met:
             self.references.setdefault((module, name))
 
 
+    def hold(self, handle: Handle) -> None:
+        """Note a handle, and what the object in its place needs."""
+        self.handles.setdefault(handle.digest, handle)
+        if handle.met is not None:
+            self.references.update(handle.met.references)
+            self.functions.update(handle.met.functions)
+
+
 def is_wrapper(obj: Any) -> bool:
     """Whether an object took over the name of a function, as ``functools.cache`` does."""
     attributes = getattr(obj, "__dict__", None)
@@ -141,6 +149,9 @@ def _thorough() -> tuple[type[Any], type[Any]]:
         def persistent_id(self, obj: Any) -> Any:
             if type(obj) is Handle:
                 self._met.handles.setdefault(obj.digest, obj)
+                if obj.met is not None:  # a call that gets the object needs what the object needs
+                    self._met.references.update(obj.met.references)
+                    self._met.functions.update(obj.met.functions)
                 return obj.reference()
             return None
 

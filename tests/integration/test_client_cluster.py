@@ -34,10 +34,6 @@ def asked(cluster, *arguments):
     return json.loads(cluster.command(*arguments, "--json").stdout)
 
 
-def linger():
-    time.sleep(600)
-
-
 def test_status_as_scripts_rely_on_it(cluster, ex):
     assert ex.submit(abs, -1).result(PATIENCE) == 1
     status = asked(cluster, "status")
@@ -97,7 +93,7 @@ def test_a_users_script_finds_the_run(cluster, tmp_path):
 
 def test_what_is_outstanding_ends_with_its_client(cluster):
     executor = cluster.executor()
-    future = executor.options(memory="100MB").submit(linger)
+    future = executor.options(memory="100MB").submit(time.sleep, 600)
     wait_until(future.running, "the call to run", PATIENCE)
     executor._session.close(kill=True)
     assert future.done()
@@ -121,7 +117,7 @@ def test_every_answer_though_a_worker_dies(tmp_path):
 
 def test_a_manager_that_stops_is_told():
     with LocalCluster(workers=1) as cluster, cluster.executor() as executor:
-        future = executor.submit(linger)
+        future = executor.submit(time.sleep, 600)
         wait_until(future.running, "the call to run", PATIENCE)
         cluster.command("manager", "stop")
         with pytest.raises(lfm.ConnectionFailed):

@@ -206,6 +206,15 @@ def test_arrays_and_handles(ex):
     assert first.environment == second.environment != ex.submit(abs, 1).environment
 
 
+def test_a_handle_brings_what_its_object_needs(ex):
+    np = pytest.importorskip("numpy")
+
+    def total(array):
+        return array.sum()
+
+    assert result(ex.submit(total, ex.put(np.arange(10)))) == 45
+
+
 def test_status(ex):
     result(ex.submit(abs, -1))
     status = ex.status()
