@@ -31,6 +31,7 @@ class Job:
     memory: tuple[Finding, ...] = ()
     gpus: tuple[str, ...] | None = None  # None: it does not say
     gpus_by: str = ""
+    sharers: int = 1  # processes like this one that its memory here is for
     time_left: tuple[Finding, ...] = ()
     ask: tuple[tuple[str, ...], ...] = ()  # commands that would tell the time left; see ``time_left``
 
@@ -70,11 +71,9 @@ def slurm(environ: Environ, now: float) -> Job:
     per_cpu = number(environ.get("SLURM_MEM_PER_CPU"))
     if not memory and per_cpu and (here := number(environ.get("SLURM_CPUS_ON_NODE"))):
         memory = (Finding(per_cpu * here * MB, "$SLURM_MEM_PER_CPU x $SLURM_CPUS_ON_NODE"),)
-    if in_step and (tasks := _tasks_here(environ)) > 1:  # one worker each: without more words they share alike
-        share = f"divided among {tasks} tasks of the step"
-        if "SLURM_CPUS_PER_TASK" not in environ:
-            cores = tuple(Finding(max(1, f.value // tasks), f"{f.source} {share}") for f in cores)
-        memory = tuple(Finding(f.value // tasks, f"{f.source} {share}") for f in memory)
+    tasks = _tasks_here(environ) if in_step else 1
+    if "SLURM_CPUS_PER_TASK" not in environ:
+        cores = tuple(Finding(max(1, f.value // tasks), f"{f.source} / {tasks} tasks") for f in cores) if tasks > 1 else cores
     devices = next((n for n in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS") if environ.get(n)), None)
     ends = number(environ.get("SLURM_JOB_END_TIME"))
     job, task, restarts = environ["SLURM_JOB_ID"], environ.get("SLURM_ARRAY_TASK_ID"), environ.get("SLURM_RESTART_COUNT")
@@ -83,7 +82,7 @@ def slurm(environ: Environ, now: float) -> Job:
     return Job(
         "slurm", name, cores, memory,
         gpus=tuple(environ[devices].split(",")) if devices else None, gpus_by=f"${devices}" if devices else "",
-        time_left=(Finding(ends - now, "$SLURM_JOB_END_TIME"),) if ends else (),
+        sharers=tasks, time_left=(Finding(ends - now, "$SLURM_JOB_END_TIME"),) if ends else (),
         ask=() if ends else (("squeue", "--noheader", "--jobs", job, "--format", "%L"),),
     )
 

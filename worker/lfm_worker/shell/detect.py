@@ -110,6 +110,9 @@ def _memory(node: Node, found: Job) -> list[Finding]:
             value = number(node.read(f"{directory}/{name}"))
             if value and value < NO_LIMIT:
                 findings.append(Finding(value, f"{directory}/{name}"))
+    if found.sharers > 1:  # one worker each; whatever says how much it is means all of them together
+        least = min(findings, key=lambda f: f.value)
+        findings.append(Finding(least.value // found.sharers, f"{least.source} / {found.sharers} tasks"))
     return findings + [Finding(value, name) for name, value in node.rlimits]
 
 

@@ -34,7 +34,7 @@ from lfm_worker.core.outbox import Outbox
 from lfm_worker.core.worker import Settings, WorkerCore
 from lfm_worker.shell.places import Cache, Home
 from lfm_worker.shell.prepare import Preparation, cause_of, unpack_overlay
-from lfm_worker.shell.processes import Signals, become_subreaper, kill_orphans
+from lfm_worker.shell.processes import Signals, become_subreaper, kill_orphans, notify
 from lfm_worker.shell.transfers import Transfers
 from lfm_worker.shell.unpack import is_ready
 from lfm_worker.templates.calls import Call, Ended, NearLimit, Started, TemplateLost
@@ -98,9 +98,11 @@ class Worker:
                 self._watch(signals.fileno(), lambda: self._signalled(signals))
                 if self._options.stdin_eof:
                     self._watch(0, self._stdin)
+                notify("READY=1")
                 self._handle(e.Ticked())  # time counts from now on: an idle worker may have to leave
                 while self._reason is None:
                     self._turn()
+                notify("STOPPING=1")
                 self._farewell()
                 return self._reason
             finally:

@@ -52,6 +52,15 @@ def _ignore(*_: object) -> None:
     pass
 
 
+def notify(state: str) -> None:
+    """Tell systemd, where it has started us and wants to know: "READY=1", "STOPPING=1"."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
 def become_subreaper() -> bool:
     """Orphans of what we start become our children.  False where the platform has no such thing."""
     try:
