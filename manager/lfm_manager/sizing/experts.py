@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 
 KEPT = 2000  # points per category
@@ -74,9 +74,7 @@ class Points:
 
     def _forget_oldest(self) -> None:
         x, y = self._arrived.popleft()
-        place = bisect_left(self.sizes, x)
-        while self.values[place] != y:
-            place += 1
+        place = bisect_right(self.sizes, x) - 1  # of equal ones the last is the oldest
         del self.sizes[place]
         del self.values[place]
         self._sums(x, y, -1)

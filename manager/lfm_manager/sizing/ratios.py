@@ -17,6 +17,7 @@ GROWTH = 1.5  # what the third rung is expected to be, in second rungs
 SPREAD = 0.05  # of the largest ratio: how far the tail reaches while little is known
 DOUBT = 2  # observations after which half of the tail's scale is measured
 REFRESH = 16  # the factor is chosen again when a 16th of the window is new
+NARROW = 0.999  # what is nearly the next larger ratio is no candidate
 RESCALE = 1e60  # weights grow as they discount the past; brought back before they overflow
 
 
@@ -42,7 +43,7 @@ class Ratios:
         self.size = size
         self.ratios: list[float] = []
         self.weights: list[float] = []
-        self._arrived: deque[tuple[float, float, float]] = deque()  # ratio, weight, discounted seconds
+        self._arrived: deque[tuple[float, float]] = deque()  # ratio, discounted seconds
         self._grow = 1 / discount
         self._unit = 1.0  # the weight of one observation now; older ones weigh less
         self._time = 0.0  # discounted seconds in the window
@@ -71,7 +72,7 @@ class Ratios:
             self._stale = True
         self.ratios.insert(place, ratio)
         self.weights.insert(place, weight)
-        self._arrived.append((ratio, weight, seconds))
+        self._arrived.append((ratio, seconds))
         self._time += seconds
         if len(self.ratios) > self.size:
             self._forget_oldest()
@@ -96,12 +97,8 @@ class Ratios:
         return cheapest(self.ratios[first:], self.weights[first:], failure)[0]
 
     def _forget_oldest(self) -> None:
-        ratio, weight, seconds = self._arrived.popleft()
-        place = bisect_left(self.ratios, ratio)
-        while (
-            self.weights[place] != weight and place + 1 < len(self.ratios) and self.ratios[place + 1] == ratio
-        ):
-            place += 1
+        ratio, seconds = self._arrived.popleft()
+        place = bisect_left(self.ratios, ratio)  # of equal ones the first is the oldest
         if place == len(self.ratios) - 1:
             self._stale = True
         del self.ratios[place]
@@ -113,7 +110,7 @@ class Ratios:
         self._unit = 1.0
         self._time *= down
         self.weights = [w * down for w in self.weights]
-        self._arrived = deque((r, w * down, s * down) for r, w, s in self._arrived)
+        self._arrived = deque((r, s * down) for r, s in self._arrived)
 
 
 def cheapest(ratios: Sequence[float], weights: Sequence[float], failure: float) -> tuple[float, float, float]:
@@ -130,25 +127,20 @@ def cheapest(ratios: Sequence[float], weights: Sequence[float], failure: float) 
     unseen = total / (n + 1)  # the weight of one observation not made yet
     reach = scale * log(max(1.0, (failure + again) * top / (scale * (n + 1))))
     rung = top + reach
-    best = total * rung - moment + unseen * exp(-reach / scale) * (failure + again) * rung
-    factor = rung
-    above, above_moment = weights[-1], weights[-1] * top
-    last = top
+    # what all candidates share is added at the end
     tail = unseen * again * top
-    for k in range(n - 2, -1, -1):
-        q = ratios[k]
-        weight = weights[k]
-        if q < last * 0.999:
-            cost = (
-                q * (total - above) - (moment - above_moment)
-                + failure * q * (above + unseen)
-                + rung * above - above_moment
-                + tail
-            )  # fmt: skip
+    best = total * rung + unseen * exp(-reach / scale) * (failure + again) * rung - tail
+    factor = rung
+    each, more = total + failure * unseen, failure - 1
+    least = ratios[0] * each
+    above, last = 0.0, top
+    for q, weight in zip(reversed(ratios), reversed(weights), strict=True):
+        if q < last * NARROW:
+            cost = q * (each + more * above) + rung * above
             if cost < best:
-                best = cost
-                factor = q
+                best, factor = cost, q
+            elif least + rung * above >= best:
+                break  # whatever is smaller costs more
         last = q
         above += weight
-        above_moment += weight * q
-    return factor, rung, best
+    return factor, rung, best + tail - moment
