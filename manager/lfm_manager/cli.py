@@ -211,9 +211,10 @@ def info(run: str | None, as_json: bool) -> None:
 
 @manager.command()
 @run_option
+@click.option("--keep-workers", is_flag=True, help="Let the workers wait for the next manager on this run directory.")
 @click.option("--timeout", default="30s", show_default=True, metavar="D", help="How long to wait for its end.")
-def stop(run: str | None, timeout: str) -> None:
-    """Stop the manager.  What is unfinished stays in the run directory, for the next start."""
+def stop(run: str | None, keep_workers: bool, timeout: str) -> None:
+    """Stop the manager and its workers.  What is unfinished stays in the run directory, for the next start."""
     try:
         path = locate(run, "client")
         patience = parse_duration(timeout)
@@ -221,7 +222,7 @@ def stop(run: str | None, timeout: str) -> None:
         fail(str(error), code=3)
     except ValueError as error:
         fail(str(error), code=USAGE)
-    body = ask(str(path), "shutdown", role="client")
+    body = ask(str(path), "shutdown", role="client", keep_workers=keep_workers)
     end = time.monotonic() + patience
     while path.exists():
         if time.monotonic() > end:

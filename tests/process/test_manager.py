@@ -112,6 +112,7 @@ class Cluster:
         return code, (self.directory / "said").read_text()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End the manager's process and nothing else."""
         assert self.process is not None and self.process.stdin is not None
         self.process.send_signal(number)
         code = self.process.wait(DEADLINE)
@@ -293,6 +294,22 @@ def test_signals_end_it_cleanly(cluster: Cluster, number: signal.Signals) -> Non
     cluster.start()
     assert cluster.stop(number) == 0
     assert "Traceback" not in (cluster.directory / "said").read_text()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_whoever_stops_the_manager_stops_its_workers_unless_told_otherwise(cluster: Cluster, keep: bool) -> None:
+    process = cluster.start()
+    worker = cluster.worker()
+    cluster.viewer().ask("workers")
+    more = ["--keep-workers"] if keep else []
+    stopper = cluster.command("stop", "--run", str(cluster.run), *more)
+    if not keep:
+        assert worker.wait(m.Drain).reason == "the manager was stopped"
+        worker.say(m.WorkerLeaving("the manager was stopped"))
+    assert process.wait(DEADLINE) == 0 and stopper.wait(DEADLINE) == 0
+    assert not any(isinstance(x, m.Drain) for x in worker.heard)
+    assert stopper.stdin is not None
+    stopper.stdin.close()
 
 
 def test_viewers_only_look(cluster: Cluster) -> None:

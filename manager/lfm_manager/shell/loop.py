@@ -38,6 +38,7 @@ from lfm_manager.shell.transfers import Transfers
 
 log = logging.getLogger(__name__)
 
+FAREWELL = 2.0  # seconds that workers without calls have to leave, when the manager is stopped
 PACKETS = 64  # of all peers taken in one round: the rest waits in the socket, and answers are not kept back
 SURE = ("it said goodbye", "its process ended")  # ways of leaving after which nobody comes back
 ONLY_CLIENTS = ("drain", "stop", "shutdown", "cancel")  # questions that change something
@@ -76,6 +77,7 @@ class Manager:
         self._roles: dict[PeerId, str] = {}
         self._pending: list[e.Event] = []  # answers to commands that were known at once
         self._ending = ""  # why, once it is to end
+        self._dismissed: float | None = None  # until when workers that were told to leave may take
         self._busy = time.monotonic()  # when there was last something to do
         self._wake, self._woken = socket.socketpair()
         for one in (self._wake, self._woken):
@@ -92,9 +94,16 @@ class Manager:
         with _Signals(self._woken, self._end):
             self.run_directory.publish(self.addresses)
             ready()
-            while not self._ending:
+            while not self._over():
                 self._round(dict(self.poller.poll(self._timeout())))
         return self._ending
+
+    def _over(self) -> bool:
+        """Told to end, and the workers that were dismissed have gone or had their time."""
+        if not self._ending or self._dismissed is None:
+            return bool(self._ending)
+        idle = all(worker.running for worker in self.core.workers.values())
+        return idle or time.monotonic() >= self._dismissed
 
     def _round(self, readable: dict[Any, int]) -> None:
         for news in self.listener.receive(PACKETS):
@@ -109,6 +118,8 @@ class Manager:
         due = self.core.deadline()
         if due is not None and now >= due:
             self._tell(e.Ticked())
+        if self._ending == signal.SIGINT.name:
+            self._dismiss()  # Ctrl-C is a person; SIGTERM may be a restart, and workers wait for the next manager
         self._commit()
         self.listener.flush()
         self._look_if_idle(now)
@@ -120,6 +131,8 @@ class Manager:
             due = min(due, core)
         if self.settings.idle_timeout is not None:
             due = min(due, self._busy + self.settings.idle_timeout)
+        if self._dismissed is not None:
+            due = min(due, self._dismissed)
         return max(0, math.ceil((due - time.monotonic()) * 1000))
 
     def _readable(self, descriptor: int) -> None:
@@ -137,6 +150,13 @@ class Manager:
 
     def _end(self, reason: str) -> None:
         self._ending = self._ending or reason
+
+    def _dismiss(self) -> None:
+        """A person ends the run: the workers need not wait for another manager.  Those with calls finish them."""
+        if self._dismissed is None:
+            self._dismissed = time.monotonic() + FAREWELL
+            for worker in list(self.core.workers.values()):
+                self._tell(e.DrainAsked(worker.peer, "the manager was stopped"))
 
     def _look_if_idle(self, now: float) -> None:
         timeout = self.settings.idle_timeout
@@ -274,6 +294,8 @@ class Manager:
         if what == "shutdown":
             unfinished = sum(query.is_unfinished(t) for t in self.core.calls.tasks.values())
             self._end("somebody said: lfm manager stop")
+            if not arguments.get("keep_workers"):
+                self._dismiss()
             return {"schema": "lfm.shutdown/1", "pid": os.getpid(), "unfinished": unfinished}
         selection = str(arguments.get("selection", ""))
         if what == "cancel":
