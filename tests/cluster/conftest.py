@@ -154,9 +154,9 @@ def _step_daemons(conf: Path) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
-            if entry.name.isdigit() and (entry / "comm").read_text().strip() == "slurmstepd":
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+            step = entry.name.isdigit() and (entry / "comm").read_text().strip() == "slurmstepd"
+            if step and wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
     return found
 
 

@@ -155,15 +155,19 @@ class TestRoom:
 
 
 class TestLimits:
-    def test_a_limit_grows_into_what_is_free(self) -> None:
+    def test_a_limit_grows_in_steps_into_what_is_free(self) -> None:
         core = warm()
         [start] = core.handle(e.Told(run(1, growth=3 * GB)), 1.0)
         assert isinstance(start, c.StartCall) and start.grow
-        grown = Resources(1.0, 3 * GB)
+        grown = Resources(1.0, GB + GB // 10)
         assert core.handle(e.LimitNeared(2, "memory", 960_000_000, GB), 2.0) == [
-            c.RaiseLimit(2, 1, 3 * GB), c.Tell(m.LimitRaised(TaskId("t-1"), 1, grown)),
+            c.RaiseLimit(2, 1, grown.memory), c.Tell(m.LimitRaised(TaskId("t-1"), 1, grown)),
         ]  # fmt: skip
         assert core.running()[0].allocation == grown
+        # What has jumped far is followed; never beyond what the manager allows.
+        assert core.handle(e.LimitNeared(2, "memory", 2 * GB, grown.memory), 2.1)[0] == c.RaiseLimit(2, 1, 2_200_000_000)
+        assert core.handle(e.LimitNeared(2, "memory", 3 * GB, 2_200_000_000), 2.2)[0] == c.RaiseLimit(2, 1, 3 * GB)
+        assert core.handle(e.LimitNeared(2, "memory", 3 * GB, 3 * GB), 2.3) == []
         core.handle(e.CallStopped(2, DONE, None), 3.0)
         assert core.room.memory_free == 4 * GB
 

@@ -22,6 +22,7 @@ from lfm_worker.core.pool import FUTILE, Pool
 from lfm_worker.core.room import Grant, Room
 
 TRIES = 3  # fetches of a blob that comes corrupt
+STEP_SHARE, STEP_LEAST = 0.1, 64 << 20  # by how much a limit grows at a time: of itself, and bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,14 +323,17 @@ class WorkerCore:
         self._tell(m.CallEnded(call.run.task, call.run.attempt, outcome, usage, stdout, stderr))
 
     def _grow(self, event: e.LimitNeared) -> None:
-        """A running call is near its memory limit: let it grow into what is free, if it may and it is worth it."""
+        """A running call is near its memory limit: let it grow into what is free, if it may and it is worth it.
+
+        In steps: half of the calls that come near their limit never exceed it.
+        """
         call = self.calls.get(event.call)
         if call is None or event.resource != "memory" or not isinstance(call.state, Placed) or call.doomed:
             return
-        limit = call.allocation.memory
-        free = self.room.memory_free
-        more = min(call.run.growth - limit, free)
-        if more <= 0 or free < limit // 10:
+        limit, free = call.allocation.memory, self.room.memory_free
+        step = max(int(limit * STEP_SHARE), STEP_LEAST, int(event.measured * (1 + STEP_SHARE)) - limit)
+        more = min(call.run.growth - limit, free, step)
+        if more <= 0 or free < limit * STEP_SHARE:
             return
         self.room.grow(event.call, more)
         call.allocation = replace(call.allocation, memory=limit + more)

@@ -26,6 +26,7 @@ from lfm.connection import Dialer
 from lfm.errors import ConnectionFailed, ProtocolError
 from lfm.protocol import messages as m
 from lfm.protocol.outcomes import Blob, Inline, Lost, Payload, Returned
+from lfm.protocol.resources import format_duration
 from lfm.run import ConnectionFile
 from lfm_worker.core import commands as c
 from lfm_worker.core import events as e
@@ -82,6 +83,7 @@ class Worker:
         self._terminated = False
         self._orphans = False
         self._reason: str | None = None  # why it left
+        self._lost: float | None = None  # since when the manager is, as it was last said
         self._cut = False  # and there is nobody to tell
 
     # ------------------------------------------------------------ life
@@ -212,13 +214,27 @@ class Worker:
             return
         now = time.monotonic()
         self._outbox.confirmed(self._dialer.unacknowledged, now)
-        lost = self._dialer.lost_since
+        self._bear_loss(now)
+
+    def _bear_loss(self, now: float) -> None:
+        """Say once that the manager is lost, or back; leave when there is no reason to wait any longer."""
+        lost, known = self._dialer.lost_since, self._lost
+        self._lost = lost
         if lost is None:
+            if known is not None:
+                log.info("the manager is back")
             return
         # A manager that stops takes its connection file back; one that crashed leaves it, and may return.
         patience = self._options.manager_lost_after if self._is_published() else 0.0
-        if self._options.on_manager_lost == "stop" or (not self._core.calls and now - lost > patience):
-            self._reason, self._cut = f"the manager has not answered for {now - lost:.0f} s", True
+        stop = self._options.on_manager_lost == "stop"
+        if known is None and not stop:
+            log.warning(
+                "the manager has not answered for %s; %d calls go on here, and without any it is waited for until %s",
+                format_duration(now - lost), len(self._core.calls),
+                time.strftime("%H:%M:%S", time.localtime(time.time() + patience - (now - lost))),
+            )  # fmt: skip
+        if stop or (not self._core.calls and now - lost > patience):
+            self._reason, self._cut = f"the manager has not answered for {format_duration(now - lost)}", True
 
     def _said(self, message: m.Message) -> None:
         match message:
