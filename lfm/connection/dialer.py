@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Iterable
 
 import msgpack
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from lfm.connection.tuning import (
     ACK_DELAY,
@@ -297,6 +297,11 @@ class Dialer:
             return "(no connection file)"
 
 
+def _event(message: list[bytes]) -> int:
+    """What a socket's monitor says.  Read by hand: pyzmq's reader imports asyncio, a tenth of a second at every start."""
+    return int.from_bytes(message[0][:2], sys.byteorder)
+
+
 class _Monitor:
     """Listens, while connecting, for a handshake that failed for our key."""
 
@@ -305,10 +310,7 @@ class _Monitor:
         self.sockets = [one.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH) for one in self._watched]
 
     def bad_key(self) -> bool:
-        return any(
-            one.poll(0) and recv_monitor_message(one)["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            for one in self.sockets
-        )
+        return any(one.poll(0) and _event(one.recv_multipart()) == zmq.EVENT_HANDSHAKE_FAILED_AUTH for one in self.sockets)
 
     def close(self) -> None:
         for one in self._watched:
