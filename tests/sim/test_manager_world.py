@@ -15,12 +15,6 @@ from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lfm_manager.core import commands as c
-from lfm_manager.core import events as e
-from lfm_manager.core.check import check
-from lfm_manager.core.manager import ManagerCore
-from lfm_manager.core.policy import Policy
-from lfm_manager.sizing import make
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, EnvironmentKey, FunctionId, PeerId, TaskId
@@ -39,6 +33,12 @@ from lfm.protocol.outcomes import (
     Returned,
 )
 from lfm.protocol.resources import Request, Resources, Usage
+from lfm_manager.core import commands as c
+from lfm_manager.core import events as e
+from lfm_manager.core.check import check
+from lfm_manager.core.manager import ManagerCore
+from lfm_manager.core.policy import Policy
+from lfm_manager.sizing import make
 
 MB, GB = 10**6, 10**9
 POLICY = Policy(lost_max=1000, refused_max=1000, deaths_before_alone=1000, failures_before_aside=1000, patience=5.0, recovery=20.0)
@@ -449,7 +449,7 @@ def live(world: World) -> World:
     for person in world.people:
         assert person.answers.keys() == person.calls.keys()
         for task, outcome in person.answers.items():
-            assert isinstance(outcome, FINE) or isinstance(outcome, Impossible), world.tale(f"{task}: {outcome}")
+            assert isinstance(outcome, (FINE, Impossible)), world.tale(f"{task}: {outcome}")
     return world
 
 

@@ -429,13 +429,6 @@ def test_a_call_larger_than_any_worker_waits_and_its_client_is_told_once() -> No
     assert runs(desk.worker(W2, memory=70 * GB)) == [("a", 1, W2)]
 
 
-def test_an_unseen_category_gets_its_fair_share_of_a_small_node() -> None:
-    desk = Desk()
-    desk.worker(cores=4, memory=GB)
-    for n in range(4):
-        assert runs(desk.submit(f"a{n}", Request())) == [(f"a{n}", 1, W1)]
-
-
 def test_gpus_are_given_by_name_and_taken_back() -> None:
     desk = Desk()
     desk.worker(cores=4, gpus=("GPU-a", "GPU-b"))

@@ -18,6 +18,8 @@ from lfm_manager.core.sessions import Session
 from lfm_manager.core.tasks import Task
 from lfm_manager.core.workers import Demand
 
+Rank = tuple[float, bool, bool, float, int]
+
 
 class QueueKey(NamedTuple):
     session: str
@@ -58,7 +60,7 @@ class Queue:
     tasks: OrderedDict[TaskId, Task] = field(default_factory=OrderedDict)
     blocked: Demand | None = None
     since: float = 0.0  # when its head came to wait for room
-    passed: int = 0  # how many calls had been placed by then
+    passed: tuple[int, int] = (0, 0)  # how many calls had been placed by then: of all clients, of its own
     watched: bool = False  # stands in the scheduler's list of those that may starve
     warned: bool = False
     _demand: Demand | None = None
@@ -68,7 +70,7 @@ class Queue:
     def head(self) -> Task:
         return next(iter(self.tasks.values()))
 
-    def rank(self) -> tuple[float, bool, bool, float, int]:
+    def rank(self) -> Rank:
         """Smallest first: priority, repeated calls, categories without a result, the longest, order of submission."""
         category = self.category
         return (-self.key.priority, not self.key.again, bool(category.seen), -category.mean_wall, self.head.order)

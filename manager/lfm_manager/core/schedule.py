@@ -12,11 +12,13 @@ A head that others pass for ``patience`` seconds gets a worker reserved, and it 
 from __future__ import annotations
 
 import heapq
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lfm.protocol.ids import Digest, PeerId
-from lfm_manager.core.queues import Queue, QueueKey, queue_key
+from lfm_manager.core.queues import Queue, QueueKey, Rank, queue_key
 from lfm_manager.core.sessions import Session
 from lfm_manager.core.tasks import Task
 from lfm_manager.core.workers import Demand, Worker
@@ -27,6 +29,9 @@ class Placement:
     task: Task
     worker: Worker
     demand: Demand
+
+
+BEST: Rank = (-math.inf, False, False, -math.inf, 0)
 
 
 class Scheduler:
@@ -41,6 +46,7 @@ class Scheduler:
         self.queues: dict[QueueKey, Queue] = {}
         self.epoch = 0  # changes when the workers' sizes change, and with them what is predicted
         self.placed = 0
+        self._tops: dict[str, _Tops] = {}  # per session
         self.reserved: tuple[Queue, Worker] | None = None
         self.impossible: list[Queue] = []  # whose head is larger than any worker; for whoever warns
         self._by_session: dict[str, dict[QueueKey, Queue]] = {}
@@ -89,7 +95,7 @@ class Scheduler:
             if len(queue.category.queues) > 1:
                 self._ordered.pop(queue.key.session, None)  # its rank among its like is its head's
             queue.since = now
-            queue.passed = self.placed
+            queue.passed = self._counts(queue)
             self._look_at_head(queue)
 
     def _shut(self, queue: Queue) -> None:
@@ -99,6 +105,7 @@ class Scheduler:
         del mine[key]
         if not mine:
             del self._by_session[key.session], self._sessions[key.session]
+            self._tops.pop(key.session, None)
         self._ordered.pop(key.session, None)
         self._woken.pop(key, None)
         if self.reserved is not None and self.reserved[0] is queue:
@@ -202,6 +209,7 @@ class Scheduler:
 
     def _take(self, queue: Queue, worker: Worker) -> Placement:
         self.placed += 1
+        self._tops.setdefault(queue.key.session, _Tops()).placed(queue.rank())
         if self.reserved is not None and self.reserved[0] is queue:
             self._free_reserved()
         return Placement(queue.head, worker, self.demand(queue))
@@ -230,7 +238,7 @@ class Scheduler:
         if not self.workers:
             return
         queue.blocked = self.demand(queue)
-        queue.passed = self.placed
+        queue.passed = self._counts(queue)
         present = [w for w in self.workers.values() if not w.draining]
         if present and not any(w.could(queue.blocked, now) for w in present):
             self.impossible.append(queue)
@@ -264,13 +272,24 @@ class Scheduler:
             heapq.heappush(self._waiting, (now + self._patience, number, key))
 
     def _reserve_for(self, queue: Queue, now: float) -> None:
-        if self.reserved is not None or (self.placed == queue.passed and not queue.key.alone):
-            return  # nobody passed it: what runs was there before
+        if self.reserved is not None or not (queue.key.alone or self._was_passed(queue)):
+            return  # what runs was there before, or rightly went first
         demand = self.demand(queue)
         able = [w for w in self.workers.values() if not w.draining and w.could(demand, now)]
         if able:
             worker = max(able, key=lambda w: (w.free_memory / (w.memory or 1) + w.free_millicores / w.millicores, -w.peer))
             self.reserved = (queue, worker)
+
+    def _counts(self, queue: Queue) -> tuple[int, int]:
+        tops = self._tops.get(queue.key.session)
+        return self.placed, tops.count if tops is not None else 0
+
+    def _was_passed(self, queue: Queue) -> bool:
+        """Whether others' calls were placed while its head waited, or its own client's that rank behind it."""
+        everybody, own = self._counts(queue)
+        others = (everybody - own) - (queue.passed[0] - queue.passed[1])
+        tops = self._tops.get(queue.key.session)
+        return bool(others) or (tops is not None and tops.since(queue.passed[1]) > queue.rank())
 
     def _free_reserved(self) -> None:
         """Its worker may be given others again."""
@@ -278,6 +297,25 @@ class Scheduler:
         worker = self.reserved[1]
         self.reserved = None
         self.room(worker)
+
+
+class _Tops:
+    """The worst rank that was placed since any moment, in little space: ranks only fall along the stack."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._stack: list[tuple[int, Rank]] = []
+
+    def placed(self, rank: Rank) -> None:
+        self.count += 1
+        while self._stack and self._stack[-1][1] <= rank:
+            self._stack.pop()
+        self._stack.append((self.count, rank))
+
+    def since(self, count: int) -> Rank:
+        """The worst rank of those placed after the first ``count``; the best there is if there are none."""
+        at = bisect_right(self._stack, count, key=lambda entry: entry[0])
+        return self._stack[at][1] if at < len(self._stack) else BEST
 
 
 def _share(session: Session) -> tuple[int, str]:

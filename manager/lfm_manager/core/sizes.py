@@ -77,9 +77,6 @@ class Sizes:
         size = self._sizers[resource].predict(task.category.name, task.input_bytes, None, cap, share=share)
         if not math.isfinite(size):
             size = cap
-        if not task.category.seen and share:
-            size = min(size, share)  # as many at once as there are cores, however small the node
-            return int(max(1, min(size, cap)))
         return min(cap, max(LEAST, _whole(size)))
 
     def next_rung(self, task: Task, resource: str, allocation: int, measured: float, failures: int) -> int | None:

@@ -23,7 +23,7 @@ from lfm.protocol.ids import Digest, EnvironmentKey
 from lfm_manager.core.events import EnvironmentAdvanced, EnvironmentBuilt, EnvironmentFailed
 from lfm_manager.environments.child import build_command, read_result
 from lfm_manager.environments.problems import BuildFailed
-from lfm_manager.environments.store import Built, Store
+from lfm_manager.environments.store import Built, Hold, Store
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class Builds:
     poller: zmq.Poller
     store: Store = field(default_factory=Store)
     tarballs: dict[Digest, Path] = field(default_factory=dict)
+    _holds: dict[Digest, Hold] = field(default_factory=dict)
     _waiting: deque[tuple[EnvironmentKey, bytes]] = field(default_factory=deque)
     _children: dict[int, _Child] = field(default_factory=dict)  # by the descriptor of their output
 
@@ -118,6 +119,8 @@ class Builds:
     def _built(self, built: Built) -> EnvironmentBuilt:
         digest = Digest(built.digest)
         self.tarballs[digest] = built.path
+        if digest not in self._holds:
+            self._holds[digest] = self.store.hold(built.key)  # while we serve it, nobody clears it away
         return EnvironmentBuilt(
             EnvironmentKey(built.key), digest, built.bytes, built.python, built.machine, built.libc
         )
@@ -143,6 +146,9 @@ class Builds:
             child.process.wait()
             self._clean(child)
         self._children.clear()
+        for hold in self._holds.values():
+            hold.close()
+        self._holds.clear()
         self._waiting.clear()
 
 
