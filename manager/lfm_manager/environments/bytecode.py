@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from lfm_manager.environments import elf
 from lfm_manager.environments.packages import Draft
 from lfm_manager.environments.problems import BuildFailed
 
@@ -56,7 +57,7 @@ def _compile(python: Path, modules: Sequence[Module]) -> None:
     done = subprocess.run(
         [python, "-I", "-S", "-B", "-W", "ignore", _PROGRAM],
         input=order, capture_output=True, text=True, check=False,
-        env={"PATH": os.defpath, "PYTHONHASHSEED": "0"},
+        env=elf.loader_environment() | {"PYTHONHASHSEED": "0"},
     )  # fmt: skip
     if done.returncode:
         last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]

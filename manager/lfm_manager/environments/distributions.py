@@ -87,7 +87,7 @@ def _bring_libraries(draft: Draft, distribution: Distribution, copied: list[tupl
     if _is_portable(Path(distribution.metadata)):
         return
     binaries = {source: target for source, target in copied if ".so" in source.name and elf.is_elf(source)}
-    found, _ = elf.needed(list(binaries))
+    found = elf.needed(list(binaries)).found
     own = {os.path.realpath(source) for source, _ in copied}
     foreign = {
         name: path

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lfm_manager.environments.problems import BuildFailed
@@ -35,28 +36,45 @@ def is_elf(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def needed(files: Sequence[str | os.PathLike[str]]) -> tuple[dict[str, Path], set[str]]:
-    """All shared libraries that these need, however indirectly, by soname, glibc's left out; and those not found."""
-    found: dict[str, Path] = {}
-    lost: set[str] = set()
+@dataclass(slots=True)
+class Needs:
+    """The shared libraries that some binaries need, however indirectly; glibc's own are left out."""
+
+    found: dict[str, Path] = field(default_factory=dict)  # by soname
+    lost: dict[str, str] = field(default_factory=dict)  # soname that is nowhere: who needs it
+    users: set[str] = field(default_factory=set)  # the binaries that need any
+
+
+def needed(files: Sequence[str | os.PathLike[str]]) -> Needs:
+    """Ask the loader."""
     tool = shutil.which("ldd")
     if tool is None:
-        raise BuildFailed(
-            "`ldd` is not on this machine", hint="install it (Debian: libc-bin; Alpine is not supported)"
-        )
+        raise BuildFailed("`ldd` is not on this machine", hint="environments are made on Linux with glibc")
+    needs = Needs()
     for start in range(0, len(files), BATCH):
+        batch = [os.fspath(file) for file in files[start : start + BATCH]]
         done = subprocess.run(
-            [tool, *files[start : start + BATCH]],
-            capture_output=True, text=True, check=False, env={"PATH": os.defpath, "LC_ALL": "C"},
-        )  # fmt: skip
+            [tool, *batch], capture_output=True, text=True, check=False, env=loader_environment()
+        )
+        user = batch[0]  # of a single file it does not say the name
         for line in done.stdout.splitlines():
-            if match := _LINE.match(line):
-                name, path = match.groups()
-                if not GLIBC.match(name):
-                    found.setdefault(name, Path(path))
+            if line.endswith(":") and line[:-1] in batch:
+                user = line[:-1]
+            elif match := _LINE.match(line):
+                if not GLIBC.match(match[1]):
+                    needs.found.setdefault(match[1], Path(match[2]))
+                    needs.users.add(user)
             elif match := _LOST.match(line):
-                lost.add(match[1])
-    return found, lost
+                needs.lost.setdefault(match[1], user)
+    return needs
+
+
+def loader_environment() -> dict[str, str]:
+    """What a foreign program may see of our environment: where a cluster's modules put their libraries."""
+    kept = {"PATH": os.defpath, "LC_ALL": "C"}
+    if path := os.environ.get("LD_LIBRARY_PATH"):
+        kept["LD_LIBRARY_PATH"] = path
+    return kept
 
 
 def glibc_needed(path: str | os.PathLike[str]) -> int:
@@ -77,6 +95,8 @@ def add_run_path(path: Path, run_path: str) -> None:
 def set_run_path(files: Iterable[Path], run_path: str) -> None:
     """Make the loader look for their libraries at ``run_path`` (which starts with ``$ORIGIN``)."""
     paths = [os.fspath(path) for path in files]
+    if len(paths) == 1 and _run_path(paths[0]) == run_path:
+        return  # a Python that was built to be moved: better left as it is
     for start in range(0, len(paths), BATCH):
         done = subprocess.run(
             [_patchelf(), "--set-rpath", run_path, *paths[start : start + BATCH]],
@@ -84,6 +104,11 @@ def set_run_path(files: Iterable[Path], run_path: str) -> None:
         )  # fmt: skip
         if done.returncode:
             raise BuildFailed(f"patchelf failed: {''.join(done.stderr.strip().splitlines()[-1:])}")
+
+
+def _run_path(path: str) -> str:
+    done = subprocess.run([_patchelf(), "--print-rpath", path], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def strip(files: Iterable[Path]) -> None:

@@ -81,6 +81,10 @@ def describe(executable: str) -> Described:
     described = Described(**json.loads(done.stdout))
     if described.implementation != "cpython":
         raise BuildFailed(f"{executable} is {described.implementation}; only CPython can be packed")
+    if not described.libc.startswith("glibc"):
+        raise BuildFailed(
+            f"{executable} does not use glibc", hint="environments are made on Linux with glibc"
+        )
     return described
 
 
@@ -101,27 +105,41 @@ def _fill(draft: Draft, it: Described) -> None:
     binary = draft.copy(Path(it.executable), f"bin/python{it.minor}")
     for name in ("python", "python3"):
         draft.link(f"bin/{name}", f"python{it.minor}")
+    if it.platlibdir != "lib":  # Fedora's "lib64": Python looks for its library there
+        draft.link(it.platlibdir, "lib")
     modules, extensions = _copy_library(draft, it)
-    libraries = _copy_libraries(draft, it, [binary, *extensions])
-    for path in (binary, *extensions, *libraries):
-        path.chmod(0o755)
-    elf.strip([binary, *extensions, *libraries])
-    elf.set_run_path([binary], "$ORIGIN/../lib")
-    elf.set_run_path(libraries, "$ORIGIN")
-    depth = {
-        folder: os.path.relpath(draft.path / "lib", folder) for folder in {path.parent for path in extensions}
-    }
-    for folder, up in depth.items():
-        elf.set_run_path([path for path in extensions if path.parent == folder], f"$ORIGIN/{up}")
+    _make_movable(draft, it, {Path(it.executable): binary} | extensions)
     bytecode.compile_all(Path(it.executable), modules)
 
 
-def _copy_library(draft: Draft, it: Described) -> tuple[list[bytecode.Module], list[Path]]:
-    """The standard library; what is to be compiled, and the extension modules."""
-    modules, extensions = [], []
-    folders = {it.stdlib: "", it.platstdlib: ""}
+def _make_movable(draft: Draft, it: Described, binaries: dict[Path, Path]) -> None:
+    """Bring the libraries that the binaries (original: copy) need, and have them found wherever they go."""
+    needs = elf.needed(list(binaries))
+    for name, user in needs.lost.items():
+        if user == it.executable:
+            raise BuildFailed(
+                f"{user} needs {name}, which is not found",
+                hint="load the module that brings it (LD_LIBRARY_PATH) before you start the manager",
+            )
+    libraries = [draft.copy(path, f"lib/{name}") for name, path in sorted(needs.found.items())]
+    for path in (*binaries.values(), *libraries):
+        path.chmod(0o755)
+    elf.strip([*binaries.values(), *libraries])
+    elf.set_run_path(libraries, "$ORIGIN")
+    by_folder: dict[Path, list[Path]] = {}
+    for original, copy in binaries.items():
+        if str(original) in needs.users:
+            by_folder.setdefault(copy.parent, []).append(copy)
+    for folder, copies in by_folder.items():
+        elf.set_run_path(copies, f"$ORIGIN/{os.path.relpath(draft.path / 'lib', folder)}")
+
+
+def _copy_library(draft: Draft, it: Described) -> tuple[list[bytecode.Module], dict[Path, Path]]:
+    """The standard library; what is to be compiled, and the extension modules (original: copy)."""
+    modules: list[bytecode.Module] = []
+    extensions: dict[Path, Path] = {}
     seen: set[str] = set()
-    for folder in folders:
+    for folder in dict.fromkeys((it.stdlib, it.platstdlib)):
         for source, inside in _library_files(Path(folder)):
             target = f"{it.library}/{inside}"
             if target in seen:
@@ -133,10 +151,10 @@ def _copy_library(draft: Draft, it: Described) -> tuple[list[bytecode.Module], l
                     draft.placeholder(target, it.base_prefix)  # its bytecode would go stale
                 else:
                     modules.append(bytecode.planned(draft, source, target, it.cache_tag))
-            elif elf.is_elf(path):
-                extensions.append(path)
+            elif ".so" in source.name and elf.is_elf(path):
+                extensions[source] = path
     if not modules:
-        raise BuildFailed(f"no standard library in {it.stdlib}")
+        raise BuildFailed(f"no standard library in {it.stdlib}", hint="is this Python installed whole?")
     draft.write(f"{it.site_packages}/README.txt", b"Packages of this environment.\n")
     if b"dist-packages" in (Path(it.stdlib) / "site.py").read_bytes():
         # Debian's Python looks here, and only here, unless it runs in a virtual environment.
@@ -163,14 +181,3 @@ def _library_files(root: Path) -> Iterator[tuple[Path, str]]:
                 continue
             if path.is_file():  # not a link that leads nowhere
                 yield path, os.path.normpath(os.path.join(inside, name))
-
-
-def _copy_libraries(draft: Draft, it: Described, binaries: list[Path]) -> list[Path]:
-    """Bring every shared library that is not glibc's; they were found from the originals' own run paths."""
-    originals = [Path(it.executable)]
-    for folder in {it.stdlib, it.platstdlib}:
-        originals += [
-            path for path, _ in _library_files(Path(folder)) if ".so" in path.name and elf.is_elf(path)
-        ]
-    found, _ = elf.needed(originals)
-    return [draft.copy(path, f"lib/{name}") for name, path in sorted(found.items())]
