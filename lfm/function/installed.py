@@ -217,8 +217,11 @@ class LoneFile(Installation):
 class Installed:
     """All distributions on this interpreter's path, as they were when this was made."""
 
-    def __init__(self, path: list[str] | None = None) -> None:
+    def __init__(self, path: list[str] | None = None, prefix: str | None = None) -> None:
+        from lfm.function.conda import CondaPrefix
+
         self.path = list(sys.path if path is None else path)
+        self.conda = CondaPrefix.of(sys.prefix if prefix is None else prefix)
         self.sites: dict[str, list[Installation]] = {}
         self.stamps: dict[str, int] = {}
         self._owners: dict[str, Installation | None] = {}
@@ -226,6 +229,8 @@ class Installed:
             folder = os.path.abspath(entry or ".")
             if folder not in self.sites and os.path.isdir(folder):
                 self._look(folder)
+        if self.conda is not None:
+            self.stamps[self.conda.folder] = os.stat(self.conda.folder).st_mtime_ns
 
     def _look(self, folder: str) -> None:
         with os.scandir(folder) as entries:
@@ -269,6 +274,19 @@ class Installed:
         return self._owners[file]
 
     def _owner(self, file: str) -> Installation | None:
+        found = self._by_metadata(file)
+        if self.conda is None or (found is not None and found.editable):
+            return found
+        return (self.promoted(found) if found else None) or self.conda.owner(file) or found
+
+    def promoted(self, one: Installation) -> Installation | None:
+        """The conda package that brought a distribution; None if none did."""
+        if self.conda is None or isinstance(one, LoneFile):
+            return None
+        told = (os.path.join(one.metadata, name) for name in ("METADATA", "PKG-INFO"))
+        return next((owner for file in told if (owner := self.conda.owner(file, one.name))), None)
+
+    def _by_metadata(self, file: str) -> Installation | None:
         site = self.site_of(file)
         if site is None:
             return None
@@ -303,4 +321,5 @@ class Installed:
     @cached_property
     def whole(self) -> dict[str, int]:
         """How many distributions and bytes there are in all."""
-        return {"distributions": len(self.by_name), "bytes": sum(one.size for one in self.by_name.values())}
+        everything = self.by_name.values() if self.conda is None else self.conda.records.values()
+        return {"distributions": len(everything), "bytes": sum(one.size for one in everything)}

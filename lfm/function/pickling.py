@@ -58,7 +58,6 @@ class Met:
         if module.partition(".")[0] not in _OURS:
             self.references.setdefault((module, name))
 
-
     def hold(self, handle: Handle) -> None:
         """Note a handle, and what the object in its place needs."""
         self.handles.setdefault(handle.digest, handle)

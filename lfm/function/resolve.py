@@ -49,6 +49,11 @@ def resolve(found: Analysis, modules: Modules, exclude: Collection[str] = ()) ->
     for name in found.requiring:
         if (one := modules.installed.named(name)) is not None:
             closure.require(one, frozenset())
+    kind = "python"
+    if modules.installed.conda is not None:
+        kind = "conda"
+        if (python := modules.installed.conda.records.get("python")) is not None:
+            closure.add(python, "the interpreter")
     closure.finish()
     this = interpreter.this()
     taken = sorted(closure.why, key=lambda one: (one.name, one.metadata))
@@ -57,11 +62,11 @@ def resolve(found: Analysis, modules: Modules, exclude: Collection[str] = ()) ->
         for one in taken
     )
     plan = Plan(
-        kind="python",
-        key=key_of("python", this, distributions),
+        kind=kind,
+        key=key_of(kind, this, distributions),
         interpreter=this,
         distributions=distributions,
-        verify=tuple(sorted(m for m in found.needs if modules.find(m).owner in closure.why)),
+        verify=tuple(sorted(m for m in found.needs if closure.holds(modules.find(m).owner))),
         whole=modules.installed.whole,
         host=platform.node(),
     )
@@ -103,6 +108,7 @@ class _Closure:
         if one.editable is not None:
             self.editables.setdefault(one)
             return
+        one = self.installed.promoted(one) or one
         if asked:
             self.asked.append(one.name)
         self.why.setdefault(one, why)
@@ -110,20 +116,36 @@ class _Closure:
             self.seen.add((one.name, extras))
             self.waiting.append((one, extras))
 
+    def holds(self, one: Installation | None) -> bool:
+        return one in self.why or (one is not None and self.installed.promoted(one) in self.why)
+
     def finish(self) -> None:
         while self.waiting:
             self.require(*self.waiting.pop(0))
 
     def require(self, one: Installation, extras: frozenset[str]) -> None:
         """Add what ``one`` requires here, by itself and for its ``extras``."""
+        if one.kind == "conda" and self.installed.conda is not None:
+            for name in one.requires:
+                self.take(self.installed.conda.records.get(name), name, one, name)
+            return
         for wanted in _requirements(one, extras):
             found = self.installed.named(wanted.name)
-            if found is not None:
-                self.add(found, f"required by {one.name}", frozenset(wanted.extras))
-            elif normalise(wanted.name) not in self.excluded:
-                self.warnings.append(
-                    f"{one.name} {one.version} requires {wanted}, which is not installed here"
-                )
+            self.take(found, wanted.name, one, str(wanted), frozenset(wanted.extras))
+
+    def take(
+        self,
+        found: Installation | None,
+        name: str,
+        by: Installation,
+        text: str,
+        extras: frozenset[str] = frozenset(),
+    ) -> None:
+        """Add what ``by`` requires as ``text``, or warn that it is not there."""
+        if found is not None:
+            self.add(found, f"required by {by.name}", extras)
+        elif normalise(name) not in self.excluded:
+            self.warnings.append(f"{by.name} {by.version} requires {text}, which is not installed here")
 
 
 def _requirements(one: Installation, extras: frozenset[str]) -> Iterator[Requirement]:

@@ -694,6 +694,66 @@ def test_an_installed_one_that_requires_an_editable_one(world: World) -> None:
     assert needs(packed) == {"alpha", "beta", "gamma"} and "mine/__init__.py" in sources(packed)
 
 
+# ---------------------------------------------------------------- conda
+
+
+def conda_package(
+    prefix: Path, name: str, files: list[str], depends: tuple[str, ...] = (), sha: str = "0"
+) -> None:
+    meta = prefix / "conda-meta"
+    meta.mkdir(exist_ok=True)
+    said = {
+        "name": name,
+        "version": "1.0",
+        "build": "py_0",
+        "depends": depends,
+        "files": files,
+        "sha256": sha,
+    }
+    (meta / f"{name}-1.0-py_0.json").write_text(json.dumps(said))
+
+
+def test_a_conda_prefix(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix = world.site.parent
+    monkeypatch.setattr(sys, "prefix", str(prefix))
+    for name in ("alpha", "py-yaml", "piped"):
+        world.install(name, {f"{name.replace('py-', '')}/__init__.py": ""}, requires=("beta",))
+    world.write({"compiled/__init__.py": ""}, world.site)
+    conda_package(prefix, "python", ["bin/python"], ("libz >=1", "__glibc >=2.17"))
+    conda_package(prefix, "libz", ["lib/libz.so"])
+    conda_package(prefix, "alpha", ["site-packages/alpha/__init__.py", "site-packages/alpha-1.0.dist-info/METADATA"],
+                  ("python >=3.8,<4", "libalpha 1.* h_0", "absent"))  # fmt: skip
+    conda_package(prefix, "libalpha", ["lib/libalpha.so"], ("libz",))
+    conda_package(
+        prefix, "pyyaml", ["site-packages/yaml/__init__.py", "site-packages/py_yaml-1.0.dist-info/METADATA"]
+    )
+    conda_package(prefix, "compiled", ["site-packages/compiled/__init__.py"], ("libalpha",))
+    world.install("beta")
+    conda_package(prefix, "beta-py", ["site-packages/beta-1.0.dist-info/METADATA"])
+    names = world.main(
+        "def a():\n    import alpha\ndef b():\n    import yaml\ndef c():\n    import compiled\n"
+        "def d():\n    import piped\n"
+    )
+    packer = Packer()
+    packed = packer.pack(names["a"])
+    assert packed.plan.kind == "conda"
+    assert why(packed) == {
+        "alpha": "imported by a (script.py:2)", "python": "the interpreter", "libalpha": "required by alpha",
+        "libz": "required by python",
+    }  # fmt: skip
+    assert packed.warnings == ("alpha 1.0 requires absent, which is not installed here",)
+    assert packed.plan.verify == ("alpha",)
+    one = packed.plan.distributions[0]
+    assert (one.location, one.metadata) == (str(prefix), str(prefix / "conda-meta" / "alpha-1.0-py_0.json"))
+    assert needs(packer.pack(names["b"])) == {"pyyaml", "python", "libz"}
+    assert needs(packer.pack(names["c"])) == {"compiled", "python", "libalpha", "libz"}
+    piped = packer.pack(names["d"])  # by pip, into the prefix: its requirement is conda's
+    assert needs(piped) == {"piped", "beta-py", "python", "libz"}
+    assert piped.plan.verify == ("piped",) and piped.plan.whole["distributions"] == 7
+    conda_package(prefix, "libz", ["lib/libz.so"], sha="1")
+    assert Packer().pack(names["a"]).plan.key != packed.plan.key
+
+
 # ---------------------------------------------------------------- lfm itself
 
 
