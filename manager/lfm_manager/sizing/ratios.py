@@ -134,6 +134,8 @@ def cheapest(ratios: Sequence[float], weights: Sequence[float], failure: float) 
     each, more = total + failure * unseen, failure - 1
     least = ratios[0] * each
     above, last = 0.0, top
+    if ratios[0] >= top * NARROW:
+        return factor, rung, best + tail - moment  # all alike: no other candidate
     for q, weight in zip(reversed(ratios), reversed(weights), strict=True):
         if q < last * NARROW:
             cost = q * (each + more * above) + rung * above
