@@ -54,7 +54,7 @@ def _make(plan: Plan, store: Store, work: Path, started: float, report: Report, 
     if plan.kind == "tarball":
         packed, facts, warnings, tarball = ready.take(plan, work, report)
     else:
-        assembled = _assemble(plan, work, packages, report)
+        assembled = assemble(plan, work, packages, report)
         tarball, held = work / "environment.tar.zst", assembled.distributions
         facts = {"python": assembled.python, "machine": assembled.machine, "libc": assembled.libc}
         packed = archive.pack(assembled.environment, tarball, report)
@@ -71,7 +71,7 @@ def _make(plan: Plan, store: Store, work: Path, started: float, report: Report, 
     return store.publish(tarball, built)
 
 
-def _assemble(plan: Plan, work: Path, packages: Packages, report: Report) -> Assembled:
+def assemble(plan: Plan, work: Path, packages: Packages, report: Report) -> Assembled:
     match plan.kind:
         case "python":
             return _from_distributions(plan, work, packages, report)
