@@ -13,14 +13,14 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import FunctionType, ModuleType
-from typing import Any
+from types import CodeType, FunctionType, ModuleType
 
 from lfm.errors import AnalysisError
 from lfm.function import inside, partners
 from lfm.function.code import Chain, Import, Source, Target, Unit, read_function, read_module
 from lfm.function.installed import Installation
 from lfm.function.modules import Kind, Module, Modules
+from lfm.function.state import global_names
 
 _MARKS = frozenset({"property", "staticmethod", "classmethod"})  # decorators that call nothing
 
@@ -41,6 +41,29 @@ class Analysis:
 
 
 @dataclass(frozen=True, slots=True)
+class Live:
+    """A function that travels by value, without what it holds on to: its code, and its names for modules."""
+
+    code: CodeType
+    who: str
+    package: str  # for relative imports
+    modules: dict[str, str]  # global name -> module
+
+    @classmethod
+    def of(cls, function: FunctionType) -> Live:
+        names = function.__globals__
+        package = names.get("__package__")
+        if package is None:
+            package = str(names.get("__name__", "")).rpartition(".")[0]
+        modules = {
+            name: value.__name__
+            for name in global_names(function.__code__)
+            if isinstance(value := names.get(name), ModuleType)
+        }
+        return cls(function.__code__, function.__qualname__, package, modules)
+
+
+@dataclass(frozen=True, slots=True)
 class _Place:
     """Whose code is being read."""
 
@@ -48,7 +71,7 @@ class _Place:
     file: str
     package: str  # for relative imports
     module: str = ""  # of code read from a file; "" for a live function
-    names: dict[str, Any] | None = None  # the globals of a live function
+    modules: dict[str, str] | None = None  # what a live function calls them
     top: bool = False  # the code that importing the module runs
 
     def at(self, line: int) -> str:
@@ -70,14 +93,10 @@ class Walk:
 
     # ------------------------------------------------------------ what to look at
 
-    def function(self, function: FunctionType) -> None:
+    def function(self, live: Live) -> None:
         """A function that travels by value: its code and globals are as they are now."""
-        names = function.__globals__
-        package = names.get("__package__")
-        if package is None:
-            package = str(names.get("__name__", "")).rpartition(".")[0]
-        place = _Place(function.__qualname__, function.__code__.co_filename, package, names=names)
-        self.queue.append((read_function(function.__code__), place))
+        place = _Place(live.who, live.code.co_filename, live.package, modules=live.modules)
+        self.queue.append((read_function(live.code), place))
         self.drain()
 
     def reference(self, module: str, name: str, who: str) -> None:
@@ -147,10 +166,10 @@ class Walk:
             self.target(target, rest, place, line)
         for chain, line in unit.chains.items():
             self.words.add(chain[0])
-            if place.names is None:
+            if place.modules is None:
                 self.reach(place.module, chain, top=place.top)
-            elif isinstance(value := place.names.get(chain[0]), ModuleType):
-                self.dotted(value.__name__, chain[1:], place, line)
+            elif (module := place.modules.get(chain[0])) is not None:
+                self.dotted(module, chain[1:], place, line)
         for line in unit.computed:
             self.found.warnings.append(
                 f"{place.file}:{line}: {place.who} imports a module whose name it computes; "

@@ -13,11 +13,11 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, MethodType
 from typing import Any
 
 from lfm.function import explicit, overlay, state
-from lfm.function.analyse import Analysis, Walk
+from lfm.function.analyse import Analysis, Live, Walk
 from lfm.function.handle import Handle
 from lfm.function.installed import Installed
 from lfm.function.modules import Modules
@@ -77,7 +77,7 @@ class _Basis:
 
     wish: _Wish
     references: _References
-    codes: dict[CodeType, FunctionType]
+    codes: dict[CodeType, Live]
     layer: overlay.Overlay
     token: object  # of an explicit environment
     known: set[tuple[str, str]]  # references that ask for nothing new
@@ -131,7 +131,7 @@ class Packer:
             if entry is not None and self._fresh(entry, fn, parts):
                 return entry.packed
             code, met = pickle_function(fn)
-            codes = {function.__code__: function for function in met.functions.values()}
+            codes = {function.__code__: Live.of(function) for function in met.functions.values()}
             packed = self._make(_name(fn), options, code, wish, frozenset(met.references), codes)
             self._remember(key, parts, fn, packed, met)
             return packed
@@ -200,7 +200,7 @@ class Packer:
 
     def _make(
         self, name: str, options: dict[str, Any], code: list[Buffer], wish: _Wish,
-        references: _References, codes: dict[CodeType, FunctionType],
+        references: _References, codes: dict[CodeType, Live],
     ) -> Packed:  # fmt: skip
         analysis, resolved = self._analysed(name, wish, references, codes)
         layer = self._layer(analysis)
@@ -227,7 +227,7 @@ class Packer:
         return packed
 
     def _analysed(
-        self, name: str, wish: _Wish, references: _References, codes: dict[CodeType, FunctionType]
+        self, name: str, wish: _Wish, references: _References, codes: dict[CodeType, Live]
     ) -> tuple[Analysis, Resolved | None]:
         modules = self._refresh()
         key = (name, wish, references, frozenset(codes))
@@ -235,8 +235,8 @@ class Packer:
         if known is not None and not self._stale(known[0]):
             return known
         walk = Walk(modules, wish.exclude)
-        for function in codes.values():
-            walk.function(function)
+        for live in codes.values():
+            walk.function(live)
         for module, qualified in sorted(references):
             walk.reference(module, qualified, name)
         for module in wish.imports:
@@ -277,7 +277,9 @@ class Packer:
         if basis is None:
             return packed
         references = met.references.keys() - basis.known
-        codes = {f.__code__: f for f in met.functions.values() if f.__code__ not in basis.known_codes}
+        codes = {
+            f.__code__: Live.of(f) for f in met.functions.values() if f.__code__ not in basis.known_codes
+        }
         if not references and not codes:
             return packed
         key = (packed.function, frozenset(references), frozenset(codes))

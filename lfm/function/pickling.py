@@ -123,8 +123,7 @@ class _Plain(pickle.Pickler):
 def _cached_by_value(obj: Any) -> tuple[Any, ...]:
     """A cached function of ``__main__``: with its function, and an empty cache."""
     how = obj.cache_parameters()
-    state = {name: value for name, value in vars(obj).items() if name != "cache_parameters"}
-    return _CACHED, (obj.__wrapped__, how["maxsize"], how["typed"], functools._CacheInfo), state
+    return _CACHED, (obj.__wrapped__, how["maxsize"], how["typed"], functools._CacheInfo), dict(vars(obj))
 
 
 @cache
