@@ -226,7 +226,8 @@ class TestTrouble:
         core.handle(e.Told(run(1)), 0.0)
         core.handle(e.Fetched(ENV.digest, ENV.size), 1.0)
         commands = core.handle(e.PrepareFailed(ENV_ITEM, "glibc too old"), 1.0)
-        assert commands == [c.Tell(m.EnvironmentUnusable(ENV.digest, "glibc too old")), lost(1, "glibc too old")]
+        told = c.Tell(m.EnvironmentUnusable(ENV.digest, "glibc too old"))
+        assert commands == [c.Drop(Item("blob", ENV.digest)), told, lost(1, "glibc too old")]
         assert core.handle(e.Told(run(2)), 2.0) == [lost(2, "glibc too old")]
 
     def test_a_full_disk_drops_what_is_not_used_and_tries_once_more(self) -> None:
@@ -238,7 +239,8 @@ class TestTrouble:
         core.handle(e.Fetched(ENV.digest, ENV.size), 1.0)
         assert core.handle(e.PrepareFailed(ENV_ITEM, "disk full", "full"), 1.0) == [c.Drop(old), c.Prepare(ENV_ITEM)]
         commands = core.handle(e.PrepareFailed(ENV_ITEM, "disk full", "full"), 1.0)
-        assert commands == [c.Tell(m.EnvironmentUnusable(ENV.digest, "disk full")), lost(1, "disk full")]
+        told = c.Tell(m.EnvironmentUnusable(ENV.digest, "disk full"))
+        assert commands == [c.Drop(Item("blob", ENV.digest)), told, lost(1, "disk full")]
 
     def test_arguments_that_cannot_be_had_cost_only_their_call(self) -> None:
         core = warm()

@@ -249,6 +249,8 @@ class WorkerCore:
 
     def _give_up(self, item: Item, reason: str) -> None:
         """Everything that waits for the item cannot run here."""
+        if item.kind != "blob" and (archive := Item("blob", item.digest)) in self._ready:
+            self._drop(archive)  # of no use to anybody
         victims = [n for n, call in self.calls.items() if isinstance(call.state, Waiting) and _wants(call, item)]
         broken = {self.calls[n].function.environment.digest for n in victims} & {item.digest}
         for digest in broken:
