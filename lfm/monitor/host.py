@@ -188,6 +188,8 @@ class Host:
         owned = None if work.command else sandbox.own(work.sandbox)
         job = Job(work, limits, tuple(fds), owned)
         if self._gone:
+            if owned is not None:
+                sandbox.remove(owned)
             self._news.append(Over(work.id, None, None, self._gone))
             return
         self._dispatch(self._choose((work.code, work.overlay)), job)
@@ -469,6 +471,8 @@ class Host:
 
     def close(self, timeout: float = 5.0) -> None:
         """End the template and all that runs in it; returns when they are gone."""
+        if self._epoll.closed:
+            return
         held: list[sandbox.Owned] = []
         for slot in list(self._slots.values()):
             if slot.job is not None and slot.job.owned is not None:

@@ -18,7 +18,7 @@ from lfm.monitor import call, linux, sandbox, wire
 from lfm.monitor.capture import Capture
 from lfm.monitor.forker import CloneForker, Ends, PlainForker
 from lfm.monitor.processes import OwnChildren, Reaped, end_tree, reap
-from lfm.monitor.watch import Breach, Watch
+from lfm.monitor.watch import FIRST, Breach, Watch
 
 WARM_AT_MOST = 20.0  # seconds a forker may take to load a function
 MUTE = 0.010  # seconds between looks at the output of a call that prints without end
@@ -47,9 +47,9 @@ class Monitor:
         for fd in (control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end):
             self.poll.register(fd, select.POLLIN)
         self.watch: Watch | None = None
-        self.asked: bytes | None = None  # a request to watch that came before the call began
         self.muted = 0.0
         self.stray_cpu = 0.0
+        self.last = 0  # the call that was reported last
         self.io = b""
         self.warm = b""  # what the forker is to load before the next process
         self.warming = 0.0  # until when it may take to do so
@@ -95,7 +95,7 @@ class Monitor:
             self.muted = 0.0
             for stream in (self.stdout, self.stderr):
                 self.poll.modify(stream.read_end, select.POLLIN)
-        if self.watch and now >= self.watch.due():
+        if self.watch and now >= self.watch.due() and self._has_begun(self.watch, now):
             breach = self.watch.look(now, self._strays())
             if breach:
                 self._enforce(breach)
@@ -130,11 +130,20 @@ class Monitor:
     def _start_watch(self, data: bytes) -> None:
         id, limits, folder = wire.read_watch(data)
         mark, started, _, base, _, pid, _ = call.PAGE.unpack_from(self.page)
-        base *= call.KB
-        if mark == id:
-            self.watch = Watch(pid, started, base, limits, folder)
-        elif mark == 0:
-            self.watch = Watch(pid, time.monotonic(), base, limits, folder)
+        if id == self.last or self.watch is not None:
+            return  # it has ended meanwhile
+        if mark == 0:  # its process is not made yet, or has not come to begin
+            started = pid = 0
+        self.watch = Watch(pid, started, base * call.KB, limits, folder)
+
+    def _has_begun(self, watch: Watch, now: float) -> bool:
+        if not watch.pid:
+            mark, started, _, base, _, pid, _ = call.PAGE.unpack_from(self.page)
+            if not mark or not pid:
+                watch.next_look = now + FIRST
+                return False
+            watch.pid, watch.started, watch.base = pid, started, base * call.KB
+        return True
 
     def _running(self) -> int:
         return int(call.PAGE_START.unpack_from(self.page)[0])
@@ -225,6 +234,7 @@ class Monitor:
             while stream.pump():
                 pass
         self.control.send(wire.report(self._report(id, over, flags, breach, started, base_cpu, now)))
+        self.last = id
         clean = not flags & wire.STRAY and over.status == 0
         self._reset(clean)
         if self.warm and clean and not self.warming:

@@ -42,7 +42,7 @@ class Peaks:
 class Watch:
     """One call from the moment that the daemon asked to watch it."""
 
-    pid: int
+    pid: int  # 0: not made yet
     started: float  # monotonic
     base: int  # bytes resident in the call's process before the call
     limits: Limits
@@ -61,7 +61,7 @@ class Watch:
 
     def due(self) -> float:
         """When to look next (monotonic)."""
-        if self.limits.wall_time:
+        if self.limits.wall_time and self.pid:
             return min(self.next_look, self.started + self.limits.wall_time)
         return self.next_look
 
