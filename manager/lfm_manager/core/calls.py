@@ -44,9 +44,12 @@ from lfm_manager.core.functions import Built, Function, Unbuildable
 from lfm_manager.core.policy import Policy
 from lfm_manager.core.schedule import Placement, Scheduler
 from lfm_manager.core.sessions import Session
-from lfm_manager.core.sizes import Sizes, blobs_of, size_of, was_asked
+from lfm_manager.core.sizes import Sizes, input_size, was_asked
 from lfm_manager.core.tasks import Adrift, Collecting, Done, Failed, Placed, Ready, Task, Waiting
 from lfm_manager.core.workers import Worker, millicores
+
+NOTHING: frozenset[Digest] = frozenset()
+COMING, READY = Waiting(True), Ready()
 
 
 class Calls:
@@ -73,17 +76,15 @@ class Calls:
             return None
         self._orders += 1
         category = self.category(submit.category or function.declared.category)
-        blobs = (*blobs_of(submit.arguments), *submit.blobs)
         task = Task(
-            submit.task, self._orders, submit, session, function, category,
-            size_of(submit.arguments) + sum(b.size for b in submit.blobs), Waiting(True), now,
+            submit.task, self._orders, submit, session, function, category, input_size(submit), COMING, now
         )
         self.tasks[task.id] = task
         session.tasks[task.id] = None
         category.submitted += 1
         if save:
             self._out.append(SaveTask(session.key, submit))
-        for blob in blobs:
+        for blob in task.blobs:
             self._blobs.use(blob, session.peer)
         self._await(task, now)
         return task
@@ -93,14 +94,11 @@ class Calls:
 
         Also before it runs again: after a restart its environment may not have been found yet.
         """
-        environment, declared = task.function.environment, task.function.declared
-        missing = frozenset(
-            blob.digest
-            for blob in (*blobs_of(task.submit.arguments, declared.code, declared.overlay), *task.submit.blobs)
-            if not self._blobs.known[blob.digest].here
-        )
-        for digest in missing:
-            self._blobs.known[digest].waiters[task.id] = None
+        environment, missing = task.function.environment, NOTHING
+        if blobs := (*task.function.blobs, *task.blobs):
+            missing = frozenset(blob.digest for blob in blobs if not self._blobs.known[blob.digest].here)
+            for digest in missing:
+                self._blobs.known[digest].waiters[task.id] = None
         if isinstance(environment.state, Built):
             self._wait_for(task, False, missing, now)
             return
@@ -118,7 +116,7 @@ class Calls:
             self._ready(task, now)
 
     def _ready(self, task: Task, now: float) -> None:
-        task.become(Ready())
+        task.become(READY)
         self._scheduler.add(task, now)
 
     def worker_name(self, peer: PeerId) -> str:
@@ -213,7 +211,7 @@ class Calls:
         self._out.append(SaveAttempt(task.id, task.attempt, worker.hello.session))
         if submit.function not in worker.functions:
             self._define(worker, function, built.tarball)
-        for blob in (*blobs_of(submit.arguments), *submit.blobs):
+        for blob in task.blobs:
             self._blobs.known[blob.digest].told[worker.peer] = None
         self._out.append(TellWorker(worker.peer, m.Run(
             task.id, task.attempt, submit.function, submit.arguments, allocation, gpus, submit.request.processes,
@@ -224,7 +222,7 @@ class Calls:
         declared = function.declared
         worker.functions.add(declared.function)
         worker.environments.add(tarball.digest)
-        for blob in blobs_of(declared.code, declared.overlay):
+        for blob in function.blobs:
             self._blobs.known[blob.digest].told[worker.peer] = None
         self._out.append(TellWorker(worker.peer, m.DefineFunction(
             declared.function, declared.name, tarball, declared.code, declared.overlay, declared.preload,
@@ -420,7 +418,7 @@ class Calls:
             self._stop_waiting(task)
             task.become(Failed(finished))
         self.finished += 1
-        for blob in (*blobs_of(task.submit.arguments), *task.submit.blobs):
+        for blob in task.blobs:
             self._blobs.leave(blob.digest)
         if task.session.over:
             self._forget(task)

@@ -145,7 +145,7 @@ class Clients:
             environment = self._environments.known.get(declared.environment)
             if environment is None:
                 return  # its calls are answered that it is unknown
-            self._calls.functions[declared.function] = Function(declared, environment)
+            self._calls.functions[declared.function] = Function(declared, environment, blobs)
             for blob in blobs:
                 self._blobs.use(blob, None)
             if save:

@@ -59,6 +59,7 @@ class Environment:
 class Function:
     declared: DeclareFunction
     environment: Environment
+    blobs: tuple[Blob, ...] = ()  # of its code and overlay, if they are too large for a message
 
 
 def too_old(built: Built, labels: dict[str, str]) -> str | None:

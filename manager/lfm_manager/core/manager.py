@@ -145,8 +145,9 @@ class ManagerCore:
         return self.sizes.demand(task, built.tarball.digest)
 
     def _schedule(self, now: float) -> None:
-        for placement in self.scheduler.placements(now):
-            self.calls.place(placement, now)
+        if self.scheduler.has_news(now):
+            for placement in self.scheduler.placements(now):
+                self.calls.place(placement, now)
         while self.scheduler.impossible:
             impossible, self.scheduler.impossible = self.scheduler.impossible, []
             for queue in impossible:

@@ -162,6 +162,10 @@ class Scheduler:
         known = queue.remembered(self.epoch)
         return known if known is not None else queue.remember(self._demand_of(queue.head), self.epoch)
 
+    def has_news(self, now: float) -> bool:
+        """Whether there is anything to look at."""
+        return bool(self._woken or self._freed or (self._waiting and self._waiting[0][0] <= now))
+
     def placements(self, now: float) -> Iterator[Placement]:
         """One after the other; take the room and the call out before asking for the next."""
         self._reserve(now)

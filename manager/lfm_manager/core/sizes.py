@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lfm.protocol.ids import Digest
+from lfm.protocol.messages import Submit
 from lfm.protocol.outcomes import Blob, Exhausted, Inline, Payload
 from lfm.protocol.resources import Request, Resources, Usage
+from lfm_manager.core.little import Little
 from lfm_manager.core.tasks import Task
 from lfm_manager.core.workers import Demand, Worker, millicores
 from lfm_manager.sizing.sizer import Sizer
@@ -33,7 +35,7 @@ class Largest:
 
 class Sizes:
     def __init__(self, sizers: Mapping[str, Sizer]) -> None:
-        self._sizers = sizers
+        self._sizers = {resource: Little(sizer, LEAST) for resource, sizer in sizers.items()}
         self.largest = Largest()
         self._share = {"memory": 0.0, "disk": 0.0}  # bytes that one core claims
 
@@ -109,8 +111,11 @@ def _whole(size: float) -> int:
     return math.ceil(size / GRAIN) * GRAIN
 
 
-def size_of(payload: Payload) -> int:
-    return len(payload.data) if isinstance(payload, Inline) else payload.size
+def input_size(submit: Submit) -> int:
+    """What a call is given, in bytes: known before it runs, and what its size may depend on."""
+    arguments = submit.arguments
+    size = len(arguments.data) if isinstance(arguments, Inline) else arguments.size
+    return size + sum(blob.size for blob in submit.blobs) if submit.blobs else size
 
 
 def blobs_of(*payloads: Payload | None) -> tuple[Blob, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lfm.protocol.ids import Digest, PeerId, TaskId
 from lfm.protocol.messages import CallEnded, Finished, Submit
-from lfm.protocol.outcomes import Attempt
+from lfm.protocol.outcomes import Attempt, Blob
 from lfm.protocol.resources import Resources
 
 if TYPE_CHECKING:
@@ -148,6 +148,12 @@ class Task:
     alone: bool = False  # workers died under it: from now on it has one to itself
     wanted: str = ""  # "cancel" or "kill" once its user asked for that while it was placed
     queue: Queue | None = None
+
+    @property
+    def blobs(self) -> tuple[Blob, ...]:
+        """What of its arguments is too large for a message."""
+        arguments = self.submit.arguments
+        return (arguments, *self.submit.blobs) if isinstance(arguments, Blob) else self.submit.blobs
 
     def become(self, to: State) -> None:
         if (type(self.state), type(to)) not in EDGES:
