@@ -384,6 +384,10 @@ class Walk:
         editable = self.modules.installed.editable_owner(found.file) or self.modules.installed.named("lfm")
         if editable is not None:
             self.found.requiring.setdefault(editable.name, why)
+        else:
+            self.found.warnings.append(
+                f"lfm, {why}, is not installed as a distribution: what it requires is unknown"
+            )
 
     def missing(self, name: str, statement: Import, place: _Place) -> None:
         if statement.guard == "try":
