@@ -1,15 +1,16 @@
 """Messages to bytes and back: ``decode(encode(m)) == m`` for every message.
 
 A message is a msgpack array: the position of its type in ``TYPES``, then its fields in order.  Nested
-dataclasses that stand in a union carry their position too.  Which fields need work is read once from the
-annotations; plain fields are passed through.  Decoding checks shapes, so that a broken peer gets a
-ProtocolError and not a crash later.
+dataclasses that stand in a union carry their position too.  Decoding checks shapes, so that a broken peer gets
+a ProtocolError and not a crash later.
+
+Each type's writer and reader are compiled from its annotations when it is first met: one straight line of code
+per type, as messages are most of what client, manager and worker do for a call.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import operator
 import types
 import typing
 from collections.abc import Callable
@@ -61,11 +62,7 @@ def _pack_any(value: Any) -> Any:
     if value is None:
         return None
     kind = type(value)
-    fields: list[Any] = [_NUMBER[kind]]
-    for get, convert in _ENCODERS[kind]:
-        item = get(value)
-        fields.append(item if convert is None else convert(item))
-    return fields
+    return (_WRITERS.get(kind) or _learn(kind, _WRITERS))(value)
 
 
 def _unpacker(hint: Any) -> Convert:
@@ -121,26 +118,78 @@ def _unpacker(hint: Any) -> Convert:
     return choice
 
 
-def _unpack_any(value: Any, allowed: frozenset[type] | None = None) -> Any:
-    if not isinstance(value, list) or not value or type(value[0]) is not int or not 0 <= value[0] < len(TYPES):
+def _unpack_any(value: Any, allowed: frozenset[type]) -> Any:
+    if type(value) is not list or not value or type(value[0]) is not int or not 0 <= value[0] < len(TYPES):
         raise ProtocolError("not a message")
     kind = TYPES[value[0]]
-    if allowed is not None and kind not in allowed:
+    if kind not in allowed:
         raise ProtocolError(f"a {kind.__name__} where none belongs")
-    readers = _DECODERS[kind]
-    if len(value) != len(readers) + 1:
-        raise ProtocolError(f"a {kind.__name__} with {len(value) - 1} fields instead of {len(readers)}")
-    return kind(*[read(item) for read, item in zip(readers, value[1:], strict=True)])
+    return (_READERS.get(kind) or _learn(kind, _READERS))(value)
 
 
-_ENCODERS: dict[type, list[tuple[Convert, Convert | None]]] = {}
-_DECODERS: dict[type, list[Convert]] = {}
+_WRITERS: dict[type, Convert] = {}
+_READERS: dict[type, Convert] = {}
 
-for _kind in TYPES:
-    _hints = typing.get_type_hints(_kind)
-    _names = [f.name for f in dataclasses.fields(_kind)]
-    _ENCODERS[_kind] = [(operator.attrgetter(n), _packer(_hints[n])) for n in _names]
-    _DECODERS[_kind] = [_unpacker(_hints[n]) for n in _names]
+
+def _learn(kind: type, wanted: dict[type, Convert]) -> Convert:
+    """Compile a type's writer and reader.
+
+    For ``Blob(digest: str, size: int)`` they are, but for the names::
+
+        def write(message):
+            return [2, message.digest, message.size]
+
+        def read(value):
+            if len(value) != 3: wrong_length(value)
+            _, f0, f1 = value
+            if type(f0) is not str: f0 = read0(f0)
+            if type(f1) is not int: f1 = read1(f1)
+            return Blob(f0, f1)
+
+    ``read0`` raises, or converts: an int where a float belongs, nested messages, tuples, maps.
+    """
+    hints, names = typing.get_type_hints(kind), [f.name for f in dataclasses.fields(kind)]
+
+    def wrong_length(value: list[Any]) -> typing.NoReturn:
+        raise ProtocolError(f"a {kind.__name__} with {len(value) - 1} fields instead of {len(names)}")
+
+    space: dict[str, Any] = {"kind": kind, "wrong_length": wrong_length}
+    written, checks = [str(_NUMBER[kind])], []
+    for n, name in enumerate(names):
+        pack = _packer(hints[name])
+        space[f"pack{n}"], space[f"read{n}"] = pack, _unpacker(hints[name])
+        written.append(f"pack{n}(message.{name})" if pack else f"message.{name}")
+        checks.append(_check(n, hints[name], space))
+    fields = ", ".join(f"f{n}" for n in range(len(names)))
+    source = [
+        f"def write(message): return [{', '.join(written)}]",
+        "def read(value):",
+        f"  if len(value) != {len(names) + 1}: wrong_length(value)",
+        *([f"  _, {fields}, = value"] if names else []),
+        *(f"  {check}" for check in checks if check),
+        f"  return kind({fields})",
+    ]
+    exec("\n".join(source), space)
+    _WRITERS[kind], _READERS[kind] = space["write"], space["read"]
+    return wanted[kind]
+
+
+def _check(n: int, hint: Any, space: dict[str, Any]) -> str:
+    """The line that checks, and where it must converts, field ``n``."""
+    hint = _strip(hint)
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    plain = {_strip(a) for a in (typing.get_args(hint) if union else (hint,))}
+    if hint is Any:
+        return ""
+    if not plain <= _PLAIN.keys():
+        return f"f{n} = read{n}(f{n})"
+    optional = f"f{n} is not None and " if type(None) in plain else ""
+    space[f"plain{n}"] = kinds = tuple(plain - {type(None)})
+    if len(kinds) == 1:
+        space[f"plain{n}"] = kinds[0]
+        return f"if {optional}type(f{n}) is not plain{n}: f{n} = read{n}(f{n})"
+    return f"if {optional}type(f{n}) not in plain{n}: f{n} = read{n}(f{n})"
+
 
 _TOP = frozenset(typing.get_args(messages.Message))
 
