@@ -10,11 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+import lfm
 from lfm.function.plan import Distribution, Interpreter, Plan
 from lfm_manager.environments import distributions, interpreter
 from lfm_manager.environments.child import build
@@ -308,3 +309,52 @@ def test_a_prefix_whose_packages_are_gone_says_so(prefix: Prefix, cache: Path, t
     with pytest.raises(BuildFailed, match="cannot be linked") as failure:
         build(plan, Store())
     assert failure.value.hint
+
+
+def test_what_is_found_from_inside_the_prefix_is_built(prefix: Prefix, cache: Path, tmp_path: Path) -> None:
+    """A conda user's own Python finds the plan, as it does in a client."""
+    (tmp_path / "model.py").write_text(
+        "def f():\n    import noarch_probe\n    return noarch_probe.msgpack.packb(1)\n"
+    )
+    code = (
+        "import sys\nfrom lfm.function.pack import Packer\nimport model\n"
+        "packed = Packer().pack(model.f)\nassert packed.environment_name\n"
+        "sys.stdout.buffer.write(packed.plan.to_json())\n"
+    )
+    sources = os.pathsep.join([str(Path(lfm.__file__).parent.parent), str(tmp_path)])
+    done = subprocess.run(
+        [prefix.path / "bin" / "python", "-B", "-c", code],
+        env={"PYTHONPATH": sources},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    plan = Plan.from_json(done.stdout)
+    assert plan.kind == "conda"
+    built = build(plan, Store())
+    assert {d["name"] for d in built.distributions} == {"python", "msgpack", "noarch-probe"}
+    assert (
+        run(unpacked(built, tmp_path), "import noarch_probe; print(noarch_probe.msgpack.packb(1))")
+        == "b'\\x01'"
+    )
+
+
+def test_what_pip_added_to_a_conda_prefix_comes_along(prefix: Prefix, cache: Path, tmp_path: Path) -> None:
+    site = next(prefix.path.glob("lib/python3*/site-packages"))
+    info = site / "added-1.0.dist-info"
+    info.mkdir()
+    try:
+        (site / "added.py").write_text("import msgpack\n")
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
+        (info / "RECORD").write_text(
+            "added.py,,\nadded-1.0.dist-info/METADATA,,\nadded-1.0.dist-info/RECORD,,\n"
+        )
+        plan = prefix.plan("python", "msgpack", verify=("added",))
+        added = Distribution("added", "1.0", "a test", str(site), str(info), "a" * 64)
+        built = build(replace(plan, key="with-pip", distributions=(*plan.distributions, added)), Store())
+        there = unpacked(built, tmp_path)
+        assert run(there, "import added, importlib.metadata as m; print(m.version('added'))") == "1.0"
+    finally:
+        (site / "added.py").unlink()
+        shutil.rmtree(info)
