@@ -137,3 +137,12 @@ class TestHome:
     def test_one_that_is_just_being_made_is_left_alone(self, cache: Cache) -> None:
         (cache.workers / "new").mkdir()
         assert sweep(cache.workers) == [] and (cache.workers / "new").exists()
+
+
+def test_only_one_worker_of_a_node_gives_out_its_cpus(cache: Cache) -> None:
+    assert cache.claim_cpus((0, 1)) == (0, 1)
+    other = Cache(cache.root)
+    assert other.claim_cpus((0, 1)) == ()
+    cache.close()
+    assert other.claim_cpus((0, 1)) == (0, 1)
+    other.close()

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ def worker() -> None:
 @click.option("--grace", type=DURATION, default="20s", show_default=True, help="After SIGTERM, how long running calls may go on.")
 @click.option("--cache-size", type=SIZE, help="How large the node's cache may grow.  [default: half of the disk]")
 @click.option("--name", help="What people see.  [default: the batch job, or host and process]")
-@click.option("--pin/--no-pin", default=True, help="Give each call CPUs of its own, where all of the node's that are ours are offered.")
+@click.option("--pin/--no-pin", default=True, help="Give each call CPUs of its own, where a worker offers all that are ours and is the only one.")
 @click.option("--stdin-eof", is_flag=True, hidden=True, help="Stop when stdin closes: for whoever starts us as a part of itself.")
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 def start(run: str | None, run_dir: Path | None, connect: Path | None, **options: Any) -> None:
@@ -115,6 +116,7 @@ def _work(file: Callable[[], Any], options: dict[str, Any]) -> None:
     for warning in warnings:
         log.warning("%s", warning)
     cache = Cache(cache_root(found, options["work_dir"]))
+    settings = replace(settings, cpus=cache.claim_cpus(settings.cpus))
     name = options["name"] or loop.default_name(found.job.system, found.job.id)
     connection = file()
     what = settings.offer

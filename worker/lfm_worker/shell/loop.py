@@ -36,7 +36,7 @@ from lfm_worker.core.worker import Settings, WorkerCore
 from lfm_worker.shell.places import Cache, Home
 from lfm_worker.shell.prepare import Preparation, cause_of, unpack_overlay
 from lfm_worker.shell.processes import Signals, become_subreaper, kill_orphans, notify
-from lfm_worker.shell.transfers import Transfers
+from lfm_worker.shell.transfers import LOOK_EVERY, Transfers
 from lfm_worker.shell.unpack import is_ready
 from lfm_worker.templates.calls import Call, Ended, NearLimit, Started, TemplateLost
 from lfm_worker.templates.template import Template, install_runtime
@@ -82,6 +82,7 @@ class Worker:
         self._runtime: Path | None = None
         self._terminated = False
         self._orphans = False
+        self._look_at = 0.0
         self._reason: str | None = None  # why it left
         self._lost: float | None = None  # since when the manager is, as it was last said
         self._cut = False  # and there is nobody to tell
@@ -123,6 +124,9 @@ class Worker:
             if (due := template.deadline()) is not None and now >= due:
                 template.tick()
                 self._hear(number)
+        if self._transfers.elsewhere and now >= self._look_at:
+            self._look_at = now + LOOK_EVERY
+            self._moved(*self._transfers.look())
         if self._orphans:
             self._orphans = not kill_orphans(self._known())
         self._dialer.flush()
@@ -135,6 +139,8 @@ class Worker:
         due += [at for t in self._templates.values() if (at := t.deadline()) is not None]
         if self._orphans:
             due.append(now + RETRY_ORPHANS)
+        if self._transfers.elsewhere:
+            due.append(self._look_at)
         if self._dialer.lost_since is not None:
             due.append(now + 1.0)
         return min(due)

@@ -7,6 +7,7 @@
       environments/<digest>/      unpacked
       overlays/<digest>/
       uses/<kind>-<digest>        locked (shared) by every worker that uses it; its size; its time is that of the last use
+      cpus                        locked by the worker that gives its calls CPUs of their own
       workers/<name>/             one worker's own: gone when it ends, or when the next one finds its owner dead
         owner                     locked while the worker lives
         blobs/  results/  sandboxes/  runtime/  functions/
@@ -81,6 +82,7 @@ class Cache:
         for directory in (self.blobs, self.workers, self._uses, root / "environments", root / "overlays"):
             directory.mkdir(mode=0o700, exist_ok=True)
         self._locks: dict[Item, int] = {}
+        self._cpus: int | None = None
 
     def into(self, kind: Kind) -> Path:
         return self.root / f"{kind}s"
@@ -94,7 +96,7 @@ class Cache:
     def use(self, item: Item) -> None:
         """Nobody removes it from now on, until ``drop`` or the end of this process."""
         if item not in self._locks:
-            self._locks[item] = _lock(self._use_file(item), fcntl.LOCK_SH)
+            self._locks[item] = lock_file(self._use_file(item), fcntl.LOCK_SH)
 
     def note_size(self, item: Item, size: int) -> None:
         """Write down how large it is, and that it was used now."""
@@ -120,7 +122,7 @@ class Cache:
         if (own := self._locks.pop(item, None)) is not None:
             os.close(own)
         try:
-            lock = _lock(self._use_file(item), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = lock_file(self._use_file(item), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
         try:
@@ -134,6 +136,16 @@ class Cache:
         finally:
             os.close(lock)
         return True
+
+    def claim_cpus(self, cpus: tuple[int, ...]) -> tuple[int, ...]:
+        """``cpus`` if no other worker of this node has them; else none, and calls are not pinned."""
+        if not cpus:
+            return ()
+        try:
+            self._cpus = lock_file(self.root / "cpus", fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return ()
+        return cpus
 
     def scan(self, now: float) -> dict[Item, tuple[int, float]]:
         """What is here: bytes, and when it was last used on the clock of ``now``."""
@@ -155,9 +167,10 @@ class Cache:
         return held
 
     def close(self) -> None:
-        for lock in self._locks.values():
+        for lock in (*self._locks.values(), *([self._cpus] if self._cpus is not None else [])):
             os.close(lock)
         self._locks.clear()
+        self._cpus = None
 
     def _use_file(self, item: Item) -> Path:
         return self._uses / f"{item.kind}-{self.path(item).name}"
@@ -174,7 +187,7 @@ class Home:
         self.path.mkdir(mode=0o700)
         draft = self.path / "owner.new"
         draft.write_text(f"{os.getpid()}\n")
-        self._lock = _lock(draft, fcntl.LOCK_EX)
+        self._lock = lock_file(draft, fcntl.LOCK_EX)
         draft.rename(self.path / "owner")  # whoever sees it finds it locked
         for part in ("blobs", "results", "sandboxes", "functions", "runtime"):
             (self.path / part).mkdir()
@@ -193,7 +206,7 @@ def sweep(workers: Path) -> list[str]:
     for path in workers.iterdir():
         owner = path / "owner"
         try:
-            lock = _lock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB, create=False)
+            lock = lock_file(owner, fcntl.LOCK_EX | fcntl.LOCK_NB, create=False)
         except FileNotFoundError:
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > STALE:
@@ -230,7 +243,7 @@ def remove_tree(path: Path, *, within: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _lock(path: Path, how: int, create: bool = True) -> int:
+def lock_file(path: Path, how: int, create: bool = True) -> int:
     """A descriptor that holds the lock.  BlockingIOError if another has it.
 
     Locked and removed by another in between: locked again, until the file at ``path`` is the locked one.
