@@ -5,6 +5,8 @@ Pure, but for unpickling what the call sent.  Knows neither futures nor sessions
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import signal
 import struct
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from lfm.protocol import outcomes as o
 from lfm.protocol.messages import Finished
 from lfm.protocol.resources import format_duration, format_size
 
+_FRAME = re.compile(r'File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<name>.*)')  # faulthandler's; the innermost comes first
 TAIL = 20  # lines of a call's stderr that are added to its exception
 
 
@@ -125,11 +128,22 @@ def _exhausted(outcome: o.Exhausted, finished: Finished, name: str) -> errors.Re
 def _broken(outcome: o.EnvironmentBroken, name: str) -> errors.EnvironmentFailed:
     module, where = outcome.module, f" (imported at {outcome.file}:{outcome.line})" if outcome.file else ""
     if module:
-        hint = f"add it: @lfm.task(imports=[{module.partition('.')[0]!r}])"
+        top = module.partition(".")[0]
+        if _is_here(top):
+            hint = f"add it: @lfm.task(imports=[{top!r}])"
+        else:
+            hint = "it is not installed here either; install it, then submit again"
         text = f"{name}: its environment has no {module!r}{where}: {outcome.reason}; {hint}"
     else:
         hint, text = "", f"{name}: its environment is unusable: {outcome.reason}"
     return errors.EnvironmentFailed(text, module=module, file=outcome.file, line=outcome.line, hint=hint)
+
+
+def _is_here(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _crashed(outcome: o.Crashed, finished: Finished, name: str) -> errors.CallCrashed:
@@ -141,7 +155,9 @@ def _crashed(outcome: o.Crashed, finished: Finished, name: str) -> errors.CallCr
     else:
         how = f"left with exit code {outcome.exit_code}"
     why = f": {outcome.hint}" if outcome.hint else ""
-    look = "; .faulthandler says where" if outcome.faulthandler else ""
+    where = _FRAME.search(outcome.faulthandler)
+    look = f", in {where['name']} ({where['file']}:{where['line']})" if where else ""
+    look += "; see error.faulthandler" if outcome.faulthandler else ""
     error = errors.CallCrashed(
         f"{name} {how}{why}{_place(finished)}{look}",
         signal=outcome.signal, exit_code=outcome.exit_code, faulthandler=outcome.faulthandler,

@@ -1,56 +1,43 @@
-"""A bar on the terminal while an environment is built for the first time; nothing where nobody watches."""
+"""What the person at the terminal sees of environments that are being made; nothing where nobody watches.
+
+Lines, no bars: the script may have a bar of its own, and two on one terminal overwrite each other.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable
 
 from lfm.protocol.messages import EnvironmentProgress
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-OVER = ("ready", "failed")
+EVERY = 10.0  # seconds between two lines about the same environment
 
 
-class EnvironmentBars:
-    """One bar per environment that is being made; gone when it is there."""
+class EnvironmentNews:
+    """Says when the making of an environment begins, how far it is, and when it is done."""
 
-    def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._bars: dict[str, TaskID] = {}
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = say or _to_terminal
+        self._begun: dict[str, float] = {}
+        self._said: dict[str, float] = {}
 
-    def show(self, news: EnvironmentProgress) -> None:
-        if news.stage in OVER:
-            if self._progress is not None and (bar := self._bars.pop(news.key, None)) is not None:
-                self._progress.remove_task(bar)
-                if not self._bars:
-                    self.close()
-            return
-        if self._progress is None:
-            if not sys.stderr.isatty():
-                return
-            self._progress = _open()
-        text = f"environment for {news.name}: {news.text or news.stage}"
-        total = news.total or None
-        if news.key not in self._bars:
-            self._bars[news.key] = self._progress.add_task(text, total=total)
-        self._progress.update(self._bars[news.key], description=text, completed=news.done, total=total)
-
-    def close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-            self._bars.clear()
+    def hear(self, news: EnvironmentProgress) -> None:
+        now = time.monotonic()
+        begun = self._begun.get(news.key)
+        if news.stage in ("ready", "failed"):
+            if begun is not None:
+                del self._begun[news.key], self._said[news.key]
+                self._say(f"environment with {news.name}: {news.stage} after {now - begun:.1f} s")
+        elif begun is None:
+            self._begun[news.key] = self._said[news.key] = now
+            self._say(f"environment with {news.name} is made, once; the next calls find it")
+        elif now - self._said[news.key] >= EVERY:
+            self._said[news.key] = now
+            far = f" ({news.done:,} of {news.total:,})" if news.total else ""
+            self._say(f"environment with {news.name}: {news.text or news.stage}{far}, {now - begun:.0f} s so far")
 
 
-def _open() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    made = Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-        console=Console(stderr=True), transient=True,
-    )
-    made.start()
-    return made
+def _to_terminal(text: str) -> None:
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"lfm: {text}", file=sys.stderr, flush=True)

@@ -37,7 +37,7 @@ from lfm.incoming import Incoming
 from lfm.monitor import payload
 from lfm.options import Options
 from lfm.outgoing import Calls, Outgoing
-from lfm.progress import EnvironmentBars
+from lfm.progress import EnvironmentNews
 from lfm.protocol import messages as m
 from lfm.protocol import outcomes as o
 from lfm.protocol.ids import EnvironmentKey, FunctionId, TaskId
@@ -69,7 +69,7 @@ class Session:
         self.spool = Spool(embedded.directory if embedded else None)
         self._outgoing = Outgoing(self.spool)
         self._incoming = Incoming(self.spool, self._dialer.send)
-        self._bars = EnvironmentBars()
+        self._news = EnvironmentNews()
         self._numbers = itertools.count(1)
 
         self._lock = threading.Lock()  # of the outbox's door: what was let in before it closed is answered
@@ -378,7 +378,7 @@ class Session:
             case m.Capacity():
                 self.capacity = message
             case m.EnvironmentProgress():
-                self._bars.show(message)
+                self._news.hear(message)
             case m.Notice():
                 self._notice(message)
             case m.Answer():
@@ -474,7 +474,6 @@ class Session:
         self._calls.clear()
 
     def _end(self) -> None:
-        self._bars.close()
         self._incoming.close()
         if self._broken is None:
             with contextlib.suppress(ConnectionFailed, ProtocolError):

@@ -84,14 +84,21 @@ def test_crashed():
     assert "fit was killed by SIGSEGV on n0123" in str(error)
     assert (error.signal, error.exit_code, error.stderr) == (11, None, "oh")
     assert any("Fatal Python error" in note for note in error.__notes__)
+    dump = 'Fatal Python error\n\nCurrent thread:\n  File "/x/a.py", line 3 in inner\n  File "/x/a.py", line 9 in outer\n'
+    assert "in inner (/x/a.py:3); see error.faulthandler" in str(error_of(finished(o.Crashed(11, None, dump)), "fit"))
     assert "left with exit code 3" in str(error_of(finished(o.Crashed(None, 3)), "fit"))
 
 
 def test_a_missing_module_says_how_to_add_it():
-    error = error_of(finished(o.EnvironmentBroken("openpyxl.styles", "/x/io.py", 7, "No module named 'openpyxl'")), "fit")
+    error = error_of(finished(o.EnvironmentBroken("click.core", "/x/io.py", 7, "No module named 'click'")), "fit")
     assert isinstance(error, errors.EnvironmentFailed)
-    assert (error.module, error.file, error.line) == ("openpyxl.styles", "/x/io.py", 7)
-    assert "imports=['openpyxl']" in str(error) and "/x/io.py:7" in str(error)
+    assert (error.module, error.file, error.line) == ("click.core", "/x/io.py", 7)
+    assert "imports=['click']" in str(error) and "/x/io.py:7" in str(error)
+
+
+def test_a_module_that_is_missing_here_too_must_be_installed():
+    error = error_of(finished(o.EnvironmentBroken("surely_absent", "", 0, "No module named 'surely_absent'")), "fit")
+    assert "not installed here either" in error.hint and "imports=" not in str(error)
 
 
 @pytest.mark.parametrize(
