@@ -7,6 +7,7 @@ that a crash could make untrue.  Sleeps until something comes or is due; an idle
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -23,7 +24,7 @@ import zmq
 from lfm.blobs import BlobStore
 from lfm.connection import Joined, Left, Listener, Said
 from lfm.protocol import messages as m
-from lfm.protocol.ids import PeerId
+from lfm.protocol.ids import PeerId, TaskId
 from lfm.protocol.outcomes import Blob, Payload
 from lfm.run import RunDirectory
 from lfm_manager import sizing
@@ -75,6 +76,7 @@ class Manager:
         self.transfers = Transfers(BlobStore(run.blobs), self.builds.tarballs, self.listener.send)
         self.addresses = addresses.reachable(settings.interface, self.listener.port, settings.advertise)
         self._roles: dict[PeerId, str] = {}
+        self._starts: dict[TaskId, tuple[PeerId, m.Started]] = {}  # to be told at the end of this round
         self._pending: list[e.Event] = []  # answers to commands that were known at once
         self._ending = ""  # why, once it is to end
         self._dismissed: float | None = None  # until when workers that were told to leave may take
@@ -91,6 +93,8 @@ class Manager:
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> str:
         """Until told to end; why it ended."""
+        gc.freeze()
+        gc.set_threshold(200_000, 50, 50)  # a million waiting calls are no garbage: look for it seldom
         with _Signals(self._woken, self._end):
             self.run_directory.publish(self.addresses)
             ready()
@@ -121,6 +125,9 @@ class Manager:
         if self._ending == signal.SIGINT.name:
             self._dismiss()  # Ctrl-C is a person; SIGTERM may be a restart, and workers wait for the next manager
         self._commit()
+        for peer, message in self._starts.values():
+            self.listener.send(peer, message)
+        self._starts.clear()
         self.listener.flush()
         self._look_if_idle(now)
 
@@ -226,14 +233,16 @@ class Manager:
 
     def _do(self, command: c.Command) -> None:
         match command:
-            case c.TellClient(peer, message) | c.TellWorker(peer, message):
+            case c.TellWorker(peer, message):
                 self.listener.send(peer, message)
+            case c.TellClient(peer, message):
+                self._tell_client(peer, message)
             case (
                 c.SaveTask() | c.SaveAttempt() | c.SaveResult() | c.ForgetTask() | c.SaveSession() | c.ForgetSession()
                 | c.SaveDeclared()
             ):
                 if self.store is not None:
-                    self._write(self.store, command)
+                    self.store.write(command)
             case c.SaveMeasurement():
                 pass
             case c.BuildEnvironment(key, plan):
@@ -244,6 +253,15 @@ class Manager:
                 self.transfers.drop(digest)
             case _:
                 assert_never(command)
+
+    def _tell_client(self, peer: PeerId, message: Any) -> None:
+        """A call that starts and ends within one round did not run for anybody to see."""
+        if isinstance(message, m.Started):
+            self._starts[message.task] = (peer, message)
+            return
+        if isinstance(message, m.Finished):
+            self._starts.pop(message.task, None)
+        self.listener.send(peer, message)
 
     def _answered(self, event: e.Event | None) -> None:
         if event is not None:
@@ -257,12 +275,6 @@ class Manager:
             return
         log.info("environment %s is wanted", key[:12])
         self._answered(self.builds.want(key, content))
-
-    def _write(self, store: Store, command: Any) -> None:
-        try:
-            store.write(command)
-        except StoreFailed as error:
-            self._fail(error)
 
     def _commit(self) -> None:
         if self.store is not None:

@@ -1,35 +1,40 @@
 """What lasts: sessions, functions, environments, tasks and results in SQLite, in the run directory.
 
-Writes are gathered and committed together, before anything that depends on them leaves the manager.  WAL on a
-local disk; a rollback journal on a network file system, where WAL's shared memory does not work.  Messages are
-kept as they travel (``lfm.protocol.codec``), so nothing here knows their fields.
+Writes are gathered in memory and committed together, before anything that depends on them leaves the manager; a
+call that comes and goes between two commits costs the disk nothing.  WAL on a local disk; a rollback journal on a
+network file system, where WAL's shared memory does not work.  Messages are kept as they travel
+(``lfm.protocol.codec``), so nothing here knows their fields.
 """
 
 from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, assert_never, cast
 
 from lfm.errors import LfmError, ProtocolError
 from lfm.protocol import messages as m
 from lfm.protocol.codec import decode, encode
+from lfm.protocol.ids import TaskId
 from lfm_manager.core import commands as c
 from lfm_manager.core.events import Recovered, SavedSession, SavedTask
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "afs", "ceph", "panfs", "9p", "orangefs", "pvfs2"}
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sessions (key TEXT PRIMARY KEY, hello BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS declared (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, message BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS tasks (
-    number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, session TEXT NOT NULL, submit BLOB NOT NULL,
-    attempt INTEGER NOT NULL DEFAULT 0, worker TEXT NOT NULL DEFAULT '', finished BLOB);
+CREATE TABLE IF NOT EXISTS tasks (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, session TEXT NOT NULL, submit BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS attempts (id TEXT PRIMARY KEY, attempt INTEGER NOT NULL, worker TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, finished BLOB NOT NULL);
+"""
+READ = """
+SELECT session, submit, coalesce(attempt, 0), coalesce(worker, ''), finished
+FROM tasks LEFT JOIN attempts USING (id) LEFT JOIN results USING (id) ORDER BY number
 """
 
 Saved = (
@@ -66,12 +71,17 @@ class Store:
         except sqlite3.Error as error:
             raise StoreFailed(f"cannot use {path}: {error}") from None
         self.file_system = kind
-        self._open = False  # a transaction
-        self._writers: dict[type, Callable[[Any], None]] = {
-            c.SaveSession: self._save_session, c.ForgetSession: self._forget_session,
-            c.SaveDeclared: self._save_declared, c.SaveTask: self._save_task, c.SaveAttempt: self._save_attempt,
-            c.SaveResult: self._save_result, c.ForgetTask: self._forget_task,
-        }
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        """What has been written is not to be written again."""
+        self._sessions: dict[str, m.ClientHello | None] = {}
+        self._declared: list[m.DeclareFunction | m.DeclareEnvironment] = []
+        self._tasks: dict[TaskId, c.SaveTask] = {}
+        self._attempts: dict[TaskId, c.SaveAttempt] = {}
+        self._results: dict[TaskId, m.Finished] = {}
+        self._forgotten: list[tuple[TaskId]] = []
+        self._dirty = False
 
     def _prepare(self, journal: str) -> str:
         run = self._db.execute
@@ -90,52 +100,67 @@ class Store:
     # ------------------------------------------------------------ writing
 
     def write(self, command: Saved) -> None:
-        """Write down; lasts once ``commit`` has returned.  StoreFailed if it cannot be written."""
-        try:
-            if not self._open:
-                self._db.execute("BEGIN IMMEDIATE")
-                self._open = True
-            self._writers[type(command)](command)
-        except sqlite3.Error as error:
-            raise StoreFailed(f"cannot write to the run directory: {error}") from None
+        """Remember to write it down; it lasts once ``commit`` has returned."""
+        self._dirty = True
+        match command:
+            case c.SaveAttempt(task):
+                self._attempts[task] = command
+            case c.SaveResult(finished):
+                self._results[finished.task] = finished
+            case c.SaveTask(_, submit):
+                self._tasks[submit.task] = command
+            case c.ForgetTask(task):
+                self._attempts.pop(task, None)
+                self._results.pop(task, None)
+                if self._tasks.pop(task, None) is None:
+                    self._forgotten.append((task,))
+            case c.SaveDeclared(declared):
+                self._declared.append(declared)
+            case c.SaveSession(key, hello):
+                self._sessions[key] = hello
+            case c.ForgetSession(key):
+                self._sessions[key] = None
+            case _:
+                assert_never(command)
 
     def commit(self) -> None:
-        if self._open:
+        """Write down all that there is.  StoreFailed if that cannot be done; it may be tried again."""
+        if not self._dirty:
+            return
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise StoreFailed(f"cannot write to the run directory: {error}") from None
-            self._open = False
+                self._write_all()
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise StoreFailed(f"cannot write to the run directory: {error}") from None
+        self._forget_all()
 
-    def _save_session(self, command: c.SaveSession) -> None:
-        self._db.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (command.key, encode(command.hello)))
-
-    def _forget_session(self, command: c.ForgetSession) -> None:
-        self._db.execute("DELETE FROM sessions WHERE key = ?", (command.key,))
-
-    def _save_declared(self, command: c.SaveDeclared) -> None:
-        declared = command.declared
-        name = declared.function if isinstance(declared, m.DeclareFunction) else declared.key
-        self._db.execute("INSERT OR IGNORE INTO declared (id, message) VALUES (?, ?)", (name, encode(declared)))
-
-    def _save_task(self, command: c.SaveTask) -> None:
-        submit = command.submit
-        self._db.execute(
-            "INSERT OR IGNORE INTO tasks (id, session, submit) VALUES (?, ?, ?)",
-            (submit.task, command.session, encode(submit)),
-        )
-
-    def _save_attempt(self, command: c.SaveAttempt) -> None:
-        self._db.execute(
-            "UPDATE tasks SET attempt = ?, worker = ? WHERE id = ?", (command.attempt, command.worker, command.task)
-        )
-
-    def _save_result(self, command: c.SaveResult) -> None:
-        finished = command.finished
-        self._db.execute("UPDATE tasks SET finished = ? WHERE id = ?", (encode(finished), finished.task))
-
-    def _forget_task(self, command: c.ForgetTask) -> None:
-        self._db.execute("DELETE FROM tasks WHERE id = ?", (command.task,))
+    def _write_all(self) -> None:
+        many = self._db.executemany
+        for key, hello in self._sessions.items():
+            if hello is None:
+                self._db.execute("DELETE FROM sessions WHERE key = ?", (key,))
+            else:
+                self._db.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (key, encode(hello)))
+        if self._declared:
+            rows = [(d.function if isinstance(d, m.DeclareFunction) else d.key, encode(d)) for d in self._declared]
+            many("INSERT OR IGNORE INTO declared (id, message) VALUES (?, ?)", rows)
+        if self._tasks:
+            saved = [(s.submit.task, s.session, encode(s.submit)) for s in self._tasks.values()]
+            many("INSERT OR IGNORE INTO tasks (id, session, submit) VALUES (?, ?, ?)", saved)
+        if self._attempts:
+            tried = [(a.task, a.attempt, a.worker) for a in self._attempts.values()]
+            many("INSERT OR REPLACE INTO attempts VALUES (?, ?, ?)", tried)
+        if self._results:
+            done = [(task, encode(finished)) for task, finished in self._results.items()]
+            many("INSERT OR REPLACE INTO results VALUES (?, ?)", done)
+        if self._forgotten:
+            for table in ("tasks", "attempts", "results"):
+                many(f"DELETE FROM {table} WHERE id = ?", self._forgotten)
 
     # ------------------------------------------------------------ reading
 
@@ -148,8 +173,7 @@ class Store:
         }
         if not declared and not sessions:
             return None
-        rows = self._db.execute("SELECT session, submit, attempt, worker, finished FROM tasks ORDER BY number")
-        for session, submit, attempt, worker, finished in rows:
+        for session, submit, attempt, worker, finished in self._db.execute(READ):
             if session in sessions:
                 done = self._read(finished, m.Finished) if finished is not None else None
                 sessions[session][1].append(SavedTask(self._read(submit, m.Submit), attempt, worker, done))
