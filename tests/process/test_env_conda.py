@@ -293,22 +293,27 @@ def test_what_no_channel_has_is_said_in_words(channel: Path, cache: Path) -> Non
     assert failure.value.hint
 
 
-def test_a_prefix_whose_packages_are_gone_says_so(prefix: Prefix, cache: Path, tmp_path: Path) -> None:
-    plan = prefix.plan("python", "msgpack")
-    meta = tmp_path / "msgpack.json"
-    raw = json.loads(Path(plan.distributions[1].metadata).read_text())
-    raw["extracted_package_dir"] = str(tmp_path / "gone")
-    raw["link"]["source"] = str(tmp_path / "gone")
-    raw["version"] = "99.0"
-    raw["url"] = "file:///nowhere/msgpack-99.0-0.conda"
-    raw["fn"] = "msgpack-99.0-0.conda"
-    raw["sha256"] = "0" * 64
-    meta.write_text(json.dumps(raw))
-    gone = Distribution("msgpack", "99.0", "a test", str(prefix.path), str(meta), "f" * 64)
-    plan = Plan("conda", "gone", plan.interpreter, distributions=(plan.distributions[0], gone))
-    with pytest.raises(BuildFailed, match="cannot be linked") as failure:
-        build(plan, Store())
-    assert failure.value.hint
+def test_a_prefix_whose_package_cache_was_cleaned(prefix: Prefix, cache: Path, tmp_path: Path) -> None:
+    plan = prefix.plan("python", "msgpack", "prefix-probe", "noarch-probe", verify=("noarch_probe",))
+    away = prefix.cache.with_name("pkgs-away")
+    prefix.cache.rename(away)
+    try:
+        built = build(replace(plan, key="cleaned"), Store())
+    finally:
+        away.rename(prefix.cache)
+    assert [warning.split()[0] for warning in built.warnings] == ["prefix-probe"]
+    there = unpacked(built, tmp_path)
+    assert run(there, "import noarch_probe; noarch_probe.main()") == "noarch"
+    assert (there / "share" / "probe.txt").read_text() == f"prefix={there}\n"
+    for script, said in [("probe", "probed"), ("noarch-probe", "noarch")]:
+        done = subprocess.run(
+            [there / "bin" / script],
+            env={"PATH": f"{there}/bin:{os.defpath}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == said
 
 
 def test_what_is_found_from_inside_the_prefix_is_built(prefix: Prefix, cache: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ class Assembled:
     distributions: tuple[dict[str, str], ...]
     forbidden: tuple[str, ...] = ()  # folders of this machine that it must not use
     client: Client | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def forbidden_folders(folders: Iterable[str]) -> tuple[str, ...]:

@@ -59,7 +59,8 @@ def _make(plan: Plan, store: Store, work: Path, started: float, report: Report, 
         facts = {"python": assembled.python, "machine": assembled.machine, "libc": assembled.libc}
         packed = archive.pack(assembled.environment, tarball, report)
         report("verify", 0, 1, "")
-        warnings = verify.verify(
+        warnings = list(assembled.warnings)
+        warnings += verify.verify(
             tarball, packed.digest, work / "elsewhere", plan.verify, assembled.forbidden, assembled.client
         )
     report("verify", 1, 1, "")

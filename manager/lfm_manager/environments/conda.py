@@ -1,15 +1,18 @@
 """Environments of conda packages: a subset of the client's prefix, or what a solver makes of a specification.
 
-py-rattler (the extra ``conda``) links the packages into a prefix of our own; conda-pack packs that.  A subset
-needs no channel and no network: its packages lie in the client's package cache.  What pip put into the client's
-prefix comes along as in any other installation.
+py-rattler (the extra ``conda``) solves, and links packages into a prefix of our own; conda-pack packs that.  A
+subset needs no channel and no network.  What pip put into the client's prefix comes along as in any other
+installation.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,22 +34,31 @@ PIP = "pip:"  # before a requirement in a specification that is otherwise conda'
 
 
 def from_prefix(plan: Plan, work: Path, packages: Packages, report: Report) -> Assembled:
-    """Kind "conda": these packages of the client's prefix, exactly as it has them."""
-    rattler = _rattler()
-    managed = [d for d in plan.distributions if d.metadata.endswith(".json")]
-    others = [d for d in plan.distributions if not d.metadata.endswith(".json")]
-    if not any(d.name == "python" for d in managed):
+    """Kind "conda": these packages of the client's prefix, as it has them.
+
+    Packages that are still in the client's package cache are linked from there, where they are as they were
+    made, with placeholders of full length; others are taken from the prefix itself.
+    """
+    if plan.interpreter is None or not any(d.name == "python" for d in plan.distributions):
         raise BuildFailed("the plan holds no python", hint="activate a conda environment that has one")
-    try:
-        records = [rattler.PrefixRecord.from_path(d.metadata) for d in managed]
-    except Exception as error:
-        raise BuildFailed(f"the client's prefix cannot be read: {_one_line(error)}") from error
-    report("build", 0, len(records), f"{len(records)} conda packages")
-    prefix = _linked(work, records, _caches(records))
-    report("build", len(records), len(records), "")
-    environment = CondaEnv.from_prefix(str(prefix), on_missing_cache="ignore")
-    files = [*environment.files, *_from_pip(plan, others, prefix, packages)]
-    return _assembled(plan, work, prefix, files, tuple(_named(d) for d in plan.distributions), managed)
+    managed = [d for d in plan.distributions if d.metadata.endswith(".json")]
+    metas = [(d, _record(d)) for d in managed]
+    cached = [d for d, meta in metas if _is_cached(meta)] if _has_rattler() else []
+    report("build", 0, len(managed), f"{len(managed)} conda packages")
+    prefix = work / "prefix"
+    files = _linked_files(cached, prefix) if cached else []
+    for distribution, meta in metas:
+        if distribution not in cached:
+            files += _from_client(meta, Path(distribution.location), Path(distribution.metadata))
+    report("build", len(managed), len(managed), "")
+    files += _from_pip(plan, [d for d in plan.distributions if d not in managed], prefix, packages)
+    held = tuple({"name": d.name, "version": d.version, "why": d.why} for d in plan.distributions)
+    folders = forbidden_folders({str(prefix), *(d.location for d in managed)})
+    made = _assembled(plan.interpreter.executable, work, prefix, files, held)
+    stuck = [d.name for d, meta in metas if d not in cached and _has_binary_prefix(meta)]
+    return replace(
+        made, forbidden=folders, client=Client(plan.interpreter.executable), warnings=_stuck(stuck)
+    )
 
 
 def from_specification(plan: Plan, work: Path, packages: Packages, report: Report) -> Assembled:
@@ -59,14 +71,16 @@ def from_specification(plan: Plan, work: Path, packages: Packages, report: Repor
     report("solve", 0, 0, ", ".join(specs))
     records = _solved(specs, plan.channels)
     report("build", 0, len(records), f"{len(records)} conda packages")
-    prefix = _linked(work, records, [])
+    prefix = work / "prefix"  # absolute: it is written into files
+    _link(prefix, records, [])
     report("build", len(records), len(records), "")
     if requirements:
         report("build", 0, 0, ", ".join(requirements))
         wheels.install(prefix / "bin" / "python", requirements, prefix)
     environment = CondaEnv.from_prefix(str(prefix), on_missing_cache="ignore", ignore_editable_packages=True)
-    held = _whys(records, specs) + wheels.held_by_pip(prefix)
-    return _assembled(plan, work, prefix, environment.files, tuple(held), [])
+    held = tuple(_whys(records, specs) + wheels.held_by_pip(prefix))
+    made = _assembled(str(prefix / "bin" / "python"), work, prefix, environment.files, held)
+    return replace(made, forbidden=forbidden_folders([str(prefix)]))
 
 
 # ---------------------------------------------------------------- rattler
@@ -82,12 +96,27 @@ def _rattler() -> Any:
     return rattler
 
 
-def _linked(work: Path, records: Sequence[RepoDataRecord], caches: Sequence[Path]) -> Path:
-    """A prefix with these packages; taken from ``caches`` where they are there, else fetched into our own."""
+def _has_rattler() -> bool:
+    return find_spec("rattler") is not None
+
+
+def _linked_files(cached: Sequence[Distribution], prefix: Path) -> list[File]:
+    """These packages linked from the client's package cache."""
+    rattler = _rattler()
+    try:
+        records = [rattler.PrefixRecord.from_path(d.metadata) for d in cached]
+    except Exception as error:
+        raise BuildFailed(f"the client's prefix cannot be read: {_one_line(error)}") from error
+    _link(prefix, records, _caches(records))
+    environment = CondaEnv.from_prefix(str(prefix), on_missing_cache="ignore", ignore_editable_packages=True)
+    return list(environment.files)
+
+
+def _link(prefix: Path, records: Sequence[RepoDataRecord], caches: Sequence[Path]) -> None:
+    """Make ``prefix`` of these packages; taken from ``caches`` where they are there, else fetched into our own."""
     rattler = _rattler()
     own = cache_root() / "conda" / "pkgs"
     own.mkdir(parents=True, exist_ok=True)
-    prefix = work / "prefix"  # absolute: it is written into files
     cache = rattler.PackageCache.new_layered([*caches, own])
     try:
         asyncio.run(
@@ -96,11 +125,8 @@ def _linked(work: Path, records: Sequence[RepoDataRecord], caches: Sequence[Path
     except Exception as error:
         raise BuildFailed(
             f"the conda packages cannot be linked: {_one_line(error)}",
-            hint="if the package cache was cleaned, name what you need in an environment.yml instead"
-            if caches
-            else "",
+            hint="is the channel in reach, and is there space in the cache?",
         ) from error
-    return prefix
 
 
 def _caches(records: Sequence[PrefixRecord]) -> list[Path]:
@@ -161,34 +187,77 @@ def _spec_name(spec: str) -> str:
 # ---------------------------------------------------------------- putting it together
 
 
+def _record(distribution: Distribution) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(Path(distribution.metadata).read_bytes())
+        return record
+    except (OSError, ValueError) as error:
+        raise BuildFailed(f"the client's prefix cannot be read: {distribution.metadata}: {error}") from error
+
+
+def _is_cached(meta: dict[str, Any]) -> bool:
+    place = meta.get("extracted_package_dir") or (meta.get("link") or {}).get("source") or ""
+    return bool(place) and Path(place, "info", "index.json").is_file()
+
+
+def _from_client(meta: dict[str, Any], prefix: Path, record: Path) -> list[File]:
+    """A package as it lies in the client's prefix: the paths in its files are the client's.
+
+    Those in texts are mended on the node; those in binaries have no room to grow, and stay.
+    """
+    files = [File(str(record), f"conda-meta/{record.name}")]
+    paths = (meta.get("paths_data") or {}).get("paths") or [{"_path": name} for name in meta.get("files", ())]
+    for path in paths:
+        target = path["_path"]
+        source = prefix / target
+        if target.endswith(".pyc") or not (source.exists() or source.is_symlink()):
+            continue
+        mode = "text" if path.get("prefix_placeholder") and path.get("file_mode") == "text" else None
+        if mode is None and target.startswith("bin/") and not elf.is_elf(source):
+            mode = "text"  # a console script: made when it was linked
+        files.append(
+            File(str(source), target, file_mode=mode, prefix_placeholder=str(prefix) if mode else None)
+        )
+    return files
+
+
+def _has_binary_prefix(meta: dict[str, Any]) -> bool:
+    paths = (meta.get("paths_data") or {}).get("paths") or ()
+    return any(path.get("prefix_placeholder") and path.get("file_mode") == "binary" for path in paths)
+
+
+def _stuck(names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    return (
+        f"{', '.join(names)} were taken from the prefix, because they are not in conda's package cache any more: "
+        f"their binaries still name the prefix",
+    )
+
+
 def _from_pip(plan: Plan, others: Sequence[Distribution], prefix: Path, packages: Packages) -> list[File]:
-    if not others:
+    if not others or plan.interpreter is None:
         return []
-    if plan.interpreter is None:
-        raise BuildFailed("the plan names no interpreter")
     python = interpreter.describe(plan.interpreter.executable)
     made = [distributions.package(packages, d, plan.interpreter.prefix, python) for d in others]
     return archive.files_of(made, prefix)
 
 
 def _assembled(
-    plan: Plan, work: Path, prefix: Path, files: Sequence[File], held: tuple[dict[str, str], ...],
-    managed: Sequence[Distribution],
-) -> Assembled:  # fmt: skip
-    python = interpreter.describe(str(prefix / "bin" / "python"))
-    compiled = _compiled(work / "bytecode", prefix, files, python.cache_tag)
+    executable: str, work: Path, prefix: Path, files: Sequence[File], held: tuple[dict[str, str], ...]
+) -> Assembled:
+    python = interpreter.describe(executable)
+    compiled = _compiled(work / "bytecode", Path(executable), files, python.cache_tag)
     return Assembled(
         environment=CondaEnv(str(prefix), [*files, *compiled]),
         python=python.version,
         machine=python.machine,
         libc=f"glibc 2.{max([elf.glibc_needed(f.source) for f in files if elf.is_elf(f.source)], default=17)}",
         distributions=held,
-        forbidden=forbidden_folders({str(prefix), *(d.location for d in managed)}),
-        client=Client(plan.interpreter.executable) if plan.interpreter and managed else None,
     )
 
 
-def _compiled(place: Path, prefix: Path, files: Sequence[File], cache_tag: str) -> list[File]:
+def _compiled(place: Path, python: Path, files: Sequence[File], cache_tag: str) -> list[File]:
     """Bytecode for the modules that came without: conda compiles at install time, and linking does not."""
     targets = {file.target for file in files}
     modules, made = [], []
@@ -200,12 +269,8 @@ def _compiled(place: Path, prefix: Path, files: Sequence[File], cache_tag: str) 
         if target not in targets:
             modules.append(bytecode.Module(Path(file.source), None, place / target, file.target))
             made.append((place / target, target))
-    bytecode.compile_all(prefix / "bin" / "python", modules)
+    bytecode.compile_all(python, modules)
     return [File(str(path), target) for path, target in made if path.exists()]
-
-
-def _named(distribution: Distribution) -> dict[str, str]:
-    return {"name": distribution.name, "version": distribution.version, "why": distribution.why}
 
 
 def _one_line(error: BaseException) -> str:
