@@ -1,5 +1,6 @@
 """The node's cache and a worker's own directory; above all what is never removed."""
 
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -8,7 +9,16 @@ import pytest
 
 from lfm.protocol.ids import Digest
 from lfm_worker.core.items import Item, is_digest
-from lfm_worker.shell.places import BadPlace, Cache, Home, private_directory, remove_tree, scratch, sweep
+from lfm_worker.shell.places import (
+    BadPlace,
+    Cache,
+    Home,
+    lock_file,
+    private_directory,
+    remove_tree,
+    scratch,
+    sweep,
+)
 
 A, B = Digest("a" * 64), Digest("b" * 64)
 
@@ -146,3 +156,15 @@ def test_only_one_worker_of_a_node_gives_out_its_cpus(cache: Cache) -> None:
     cache.close()
     assert other.claim_cpus((0, 1)) == (0, 1)
     other.close()
+
+
+def test_drafts_of_killed_processes_are_swept_and_living_ones_are_not(cache: Cache) -> None:
+    place = cache.root / "environments"
+    for name in (f".unpacking-{A[:12]}-1", f".unpacking-{B[:12]}-2", f".dropped-{A}-999999999", f".dropped-{B}-{os.getpid()}", ".new-x"):
+        (place / name / "inner").mkdir(parents=True)
+    lock = lock_file(place / f".{B}.lock", fcntl.LOCK_EX)  # somebody unpacks it
+    (place / f".{A}.lock").touch()
+    Cache(cache.root)
+    os.close(lock)
+    left = {path.name for path in place.iterdir() if path.is_dir()}
+    assert left == {f".unpacking-{B[:12]}-2", f".dropped-{B}-{os.getpid()}", ".new-x"}

@@ -36,6 +36,7 @@ from lfm_worker.shell import unpack
 
 SCRATCH = ("LFM_SCRATCH", "SLURM_TMPDIR", "_CONDOR_SCRATCH_DIR", "PBS_JOBDIR", "FLUX_JOB_TMPDIR", "LSF_TMPDIR", "LOCAL_SCRATCH", "TMPDIR")
 STALE = 60.0  # seconds after which a worker's directory without an owner file is nobody's
+STALE_DRAFT = 3600.0  # and an overlay that is being unpacked, which takes seconds
 
 
 class BadPlace(LfmError):
@@ -83,6 +84,8 @@ class Cache:
             directory.mkdir(mode=0o700, exist_ok=True)
         self._locks: dict[Item, int] = {}
         self._cpus: int | None = None
+        for kind in ("environment", "overlay"):
+            sweep_drafts(self.into(kind))
 
     def into(self, kind: Kind) -> Path:
         return self.root / f"{kind}s"
@@ -218,6 +221,20 @@ def sweep(workers: Path) -> list[str]:
         os.close(lock)
         gone.append(path.name)
     return gone
+
+
+def sweep_drafts(place: Path) -> None:
+    """Remove what was being unpacked or removed in ``place`` when its process was killed."""
+    for path in place.iterdir():
+        kind, _, rest = path.name.partition("-")
+        with suppress(OSError, ValueError):
+            if kind == ".unpacking":  # its unpacker would hold the lock of the digest that begins so
+                locks = [lock_file(lock, fcntl.LOCK_EX | fcntl.LOCK_NB) for lock in place.glob(f".{rest[:12]}*.lock")]
+                remove_tree(path, within=place)
+                for lock in locks:
+                    os.close(lock)
+            elif (kind == ".dropped" and not Path(f"/proc/{int(rest.rpartition('-')[2])}").exists()) or (kind == ".new" and time.time() - path.stat().st_mtime > STALE_DRAFT):
+                remove_tree(path, within=place)
 
 
 def remove_tree(path: Path, *, within: Path) -> None:
