@@ -11,7 +11,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from lfm.future import Future
 from lfm.options import Options
@@ -87,6 +87,9 @@ class _Face(concurrent.futures.Executor):
     def _max_workers(self) -> int:
         """How many calls can run at once: true now, and different when workers come or go."""
         return self._session.slots
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an executor cannot be sent to a call; submit from here, or make one inside the call")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None

@@ -300,6 +300,13 @@ def test_what_cannot_be_pickled_is_the_futures_error(ex):
     assert ex.submit(abs, -1).result() == 1
 
 
+def test_an_executor_cannot_be_sent(ex):
+    with pytest.raises(TypeError, match="an executor cannot be sent to a call"):
+        ex.submit(repr, ex).result()
+    with pytest.raises(TypeError, match="an executor cannot be sent to a call"):
+        ex.submit(lambda: ex._max_workers).result()
+
+
 def test_the_functions_own_exception(ex):
     future = ex.submit(fail, "x")
     with pytest.raises(KeyError) as raised:
