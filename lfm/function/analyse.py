@@ -81,9 +81,10 @@ class _Place:
 class Walk:
     """One analysis.  Feed it functions, references and wishes, then ``finish``."""
 
-    def __init__(self, modules: Modules, exclude: Collection[str] = ()) -> None:
+    def __init__(self, modules: Modules, exclude: Collection[str] = (), *, elsewhere: bool = False) -> None:
         self.modules = modules
         self.exclude = tuple(exclude)
+        self.elsewhere = elsewhere  # it will run in an environment that is not made of what is installed here
         self.found = Analysis()
         self.words: set[str] = set()
         self.constants: set[str] = set()
@@ -121,6 +122,9 @@ class Walk:
         found = self.modules.find(name)
         if found.kind is Kind.MISSING:
             owner = self.modules.installed.named(name)
+            if self.elsewhere:
+                self.found.needs.setdefault(name, why)
+                return
             if owner is None:
                 raise AnalysisError(
                     f"imports= asks for {name!r}, which is not installed here: install it, or leave it out",
@@ -391,6 +395,9 @@ class Walk:
 
     def missing(self, name: str, statement: Import, place: _Place) -> None:
         if statement.guard == "try":
+            return
+        if self.elsewhere:
+            self.found.needs.setdefault(name, f"imported by {place.at(statement.line)}")
             return
         nearest = name
         while "." in nearest and self.modules.find(nearest).kind is Kind.MISSING:

@@ -234,7 +234,7 @@ class Packer:
         known = self._analyses.get(key)
         if known is not None and not self._stale(known[0]):
             return known
-        walk = Walk(modules, wish.exclude)
+        walk = Walk(modules, wish.exclude, elsewhere=wish.environment is not None)
         for live in codes.values():
             walk.function(live)
         for module, qualified in sorted(references):

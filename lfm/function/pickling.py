@@ -6,8 +6,10 @@ value.  Every class and function met is noted: by its name where it travels as o
 
 from __future__ import annotations
 
+import builtins
 import functools
 import io
+import linecache
 import pickle
 import sys
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from lfm.monitor.payload import Buffer
 
 _OURS = frozenset({"builtins", "cloudpickle"})  # what every call has
 _ATOMS = frozenset({int, float, complex, bool, str, bytes, bytearray, type(None), type(...)})
+_LONGEST = 1 << 18  # characters of a script that travels for its tracebacks
 _CACHED = functools._lru_cache_wrapper
 _BuffersTo = Callable[[pickle.PickleBuffer], Any]
 
@@ -75,12 +78,22 @@ def is_wrapper(obj: Any) -> bool:
 def by_name(obj: Any) -> bool:
     """Whether a function or class travels as its name: it can be found there, and not only in this process."""
     module = getattr(obj, "__module__", None)
-    if not isinstance(module, str) or module == "__main__" or module not in sys.modules or _by_value(module):
+    if not isinstance(module, str) or module == "__main__" or module not in sys.modules:
+        return False
+    if _by_value(module) or _made_by_hand(module):
         return False
     found: Any = sys.modules[module]
     for part in getattr(obj, "__qualname__", "").split("."):
         found = getattr(found, part, None)
     return found is obj
+
+
+def _made_by_hand(module: Any) -> bool:
+    """Whether a module exists in this process only: nobody could import it anywhere else."""
+    found = sys.modules.get(module) if isinstance(module, str) and "." not in module else None
+    if found is None or module in sys.stdlib_module_names or module == "__main__":
+        return False
+    return getattr(found, "__spec__", None) is None and not getattr(found, "__file__", None)
 
 
 def _by_value(module: str) -> bool:
@@ -104,26 +117,37 @@ class _Plain(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
-        if kind is Handle:
-            raise _NeedsMore
-        if kind is type or kind is FunctionType or kind is BuiltinFunctionType or isinstance(obj, type):
-            if obj.__module__ == "__main__" or (kind is FunctionType and not by_name(obj)):
-                raise _NeedsMore
-            self._met.look(obj)
+        if kind in _NAMED or isinstance(obj, type):
+            if obj not in _BY_NAME:
+                self._first(obj)
+            self._met.references.update(_BY_NAME[obj])
         elif kind not in self._kinds:
+            if kind is Handle:
+                raise _NeedsMore
             if is_wrapper(obj):
-                if obj.__module__ == "__main__":
+                if not by_name(obj):
                     raise _NeedsMore
             else:
                 self._kinds.add(kind)
             self._met.look(obj)
         return NotImplemented
 
+    def _first(self, obj: Any) -> None:
+        """Learn how a class or function travels."""
+        module = obj.__module__
+        if module == "__main__" or _made_by_hand(module) or (type(obj) is FunctionType and not by_name(obj)):
+            raise _NeedsMore
+        met = Met()
+        met.look(obj)
+        if len(_BY_NAME) > 10_000:
+            _BY_NAME.clear()
+        _BY_NAME[obj] = met.references
 
-def _cached_by_value(obj: Any) -> tuple[Any, ...]:
-    """A cached function of ``__main__``: with its function, and an empty cache."""
-    how = obj.cache_parameters()
-    return _CACHED, (obj.__wrapped__, how["maxsize"], how["typed"], functools._CacheInfo), dict(vars(obj))
+
+_NAMED = frozenset({type, FunctionType, BuiltinFunctionType})
+_BY_NAME: dict[
+    Any, dict[tuple[str, str], None]
+] = {}  # should one no longer be found there, pickle itself will tell
 
 
 @cache
@@ -137,29 +161,41 @@ def _thorough() -> tuple[type[Any], type[Any]]:
             self._met = met
 
         def reducer_override(self, obj: Any) -> Any:
-            if type(obj) is _CACHED and not by_name(obj):
+            kind = type(obj)
+            if kind is _CACHED and not by_name(obj):
                 return _cached_by_value(obj)
-            self._met.look(obj)
+            if kind is _WithSources:
+                return _RESTORE, (obj.function, _SOURCES)
+            if kind is _Sources:
+                return dict, (tuple(_sources(self._met).items()),)
+            if (kind is FunctionType or isinstance(obj, type)) and _made_by_hand(obj.__module__):
+                cloudpickle.register_pickle_by_value(sys.modules[obj.__module__])
+            if obj is not _RESTORE:
+                self._met.look(obj)
             return super().reducer_override(obj)
 
     class WithHandles(Thorough):
         # Asked about every object, atoms included, so it serves only where there is a handle.
         def persistent_id(self, obj: Any) -> Any:
             if type(obj) is Handle:
-                self._met.handles.setdefault(obj.digest, obj)
-                if obj.met is not None:  # a call that gets the object needs what the object needs
-                    self._met.references.update(obj.met.references)
-                    self._met.functions.update(obj.met.functions)
+                self._met.hold(obj)
                 return obj.reference()
             return None
 
     return Thorough, WithHandles
 
 
+def _cached_by_value(obj: Any) -> tuple[Any, ...]:
+    """A cached function of ``__main__``: with its function, and an empty cache."""
+    how = obj.cache_parameters()
+    return _CACHED, (obj.__wrapped__, how["maxsize"], how["typed"], functools._CacheInfo), dict(vars(obj))
+
+
 def pickle_function(function: Any) -> tuple[list[Buffer], Met]:
     """A callable as a payload.  Raises what pickling raises."""
     met = Met()
-    return payload.pack(function, _dumper(_thorough()[0], met)), met
+    travels = function if by_name(function) else _WithSources(function)
+    return payload.pack(travels, _dumper(_thorough()[0], met)), met
 
 
 def pickle_object(value: Any) -> tuple[list[Buffer], Met | None]:
@@ -189,11 +225,51 @@ def _dumper(pickler: type[Any], met: Met) -> Callable[..., bytes]:
 
 def _only_atoms(value: Any) -> bool:
     """((atom, ...), {name: atom, ...})"""
-    if (
-        type(value) is not tuple
-        or len(value) != 2
-        or type(value[0]) is not tuple
-        or type(value[1]) is not dict
-    ):
-        return False
-    return all(type(a) in _ATOMS for a in value[0]) and all(type(a) in _ATOMS for a in value[1].values())
+    if type(value) is tuple and len(value) == 2:
+        args, kwargs = value
+        if type(args) is tuple and type(kwargs) is dict:
+            return _ATOMS.issuperset(map(type, args)) and _ATOMS.issuperset(map(type, kwargs.values()))
+    return False
+
+
+# ---------------------------------------------------------------- the text of code that travels by value
+
+
+@dataclass(frozen=True, slots=True)
+class _WithSources:
+    """Pickled as ``function``, which brings along the text that it and its helpers were written in.
+
+    So that a traceback in the call, and ``inspect.getsource``, show the lines of a script or a notebook cell.
+    """
+
+    function: Any
+
+
+class _Sources:
+    """Stands after the function in the pickle, where it is known which texts it needs."""
+
+
+_SOURCES = _Sources()
+
+
+# Runs while unpickling, where lfm is not.  linecache keeps what comes without a time of change.
+def _with_sources(function: Any, sources: dict[str, str]) -> Any:
+    import linecache
+
+    for name, text in sources.items():
+        linecache.cache.setdefault(name, (len(text), None, text.splitlines(True), name))
+    return function
+
+
+# As if it were of ``__main__``, so that it travels by value.
+_RESTORE = FunctionType(
+    _with_sources.__code__.replace(co_filename="<sources>"),
+    {"__name__": "__main__", "__builtins__": builtins},
+)
+
+
+def _sources(met: Met) -> dict[str, str]:
+    """File -> text, of the functions that travel by value."""
+    files = sorted({function.__code__.co_filename for function in met.functions.values()})
+    texts = {file: "".join(linecache.getlines(file)) for file in files}
+    return {file: text for file, text in texts.items() if 0 < len(text) <= _LONGEST}

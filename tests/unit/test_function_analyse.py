@@ -915,6 +915,7 @@ def test_arguments_extend_the_environment_and_plain_ones_do_not(world: World) ->
 def test_explicit_environments_still_bring_the_users_own_modules(world: World) -> None:
     world.write({"own.py": "import nowhere_here\ndef f():\n    pass\n"})
     names = world.main("def f():\n    from own import f\n    return f()\n")
-    packed = Packer().pack(names["f"], environment=["numpy>=1", "nowhere-here"], exclude=["nowhere_here"])
+    packed = Packer().pack(names["f"], environment=["numpy>=1", "nowhere-here"])
     assert packed.plan.kind == "spec" and packed.plan.specification == ("nowhere-here", "numpy>=1")
-    assert sources(packed) == {"own.py"}
+    assert sources(packed) == {"own.py"} and packed.warnings == ()
+    assert packed.plan.verify == ("nowhere_here",)  # not here, so it must be there

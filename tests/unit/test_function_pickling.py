@@ -4,8 +4,14 @@ import collections
 import dataclasses
 import enum
 import functools
+import inspect
+import linecache
 import pickle
 import re
+import sys
+import traceback
+import types
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -118,6 +124,38 @@ def test_functions_methods_partials_and_cached_ones_come_back() -> None:
     cached = back(pickle_function(names["cached"])[0])
     assert cached.cache_parameters() == {"maxsize": 5, "typed": True} and cached.__name__ == "cached"
     assert back(pickle_function(len)[0]) is len
+
+
+def test_the_text_of_a_script_travels_with_its_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "script.py"
+    file.write_text("def f(x):\n    return helper(x)\n\ndef helper(x):\n    raise ValueError(x)  # here\n")
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(file.read_text(), str(file), "exec"), names)
+    pieces, _ = pickle_function(names["f"])
+    assert b"lfm" not in b"".join(pieces)  # it must be readable where lfm is not
+    file.unlink()
+    monkeypatch.setattr(linecache, "cache", {})
+    f = back(pieces)
+    assert inspect.getsource(f) == "def f(x):\n    return helper(x)\n"
+    with pytest.raises(ValueError) as caught:
+        f(1)
+    assert "raise ValueError(x)  # here" in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_module_made_by_hand_travels_by_value() -> None:
+    made = types.ModuleType("made_by_hand")
+    sys.modules["made_by_hand"] = made
+    try:
+        exec(
+            "class A:\n    x = 1\ndef f(x):\n    return g(x), A\ndef g(x):\n    return x + 1\n", made.__dict__
+        )
+        function, _ = pickle_function(made.f)
+        argument, _ = pickle_object(((made.A(),), {}))
+    finally:
+        del sys.modules["made_by_hand"]
+    assert back(function)(1)[0] == 2 and back(argument)[0][0].x == 1
 
 
 def test_packing_an_unchanged_function_gives_the_same() -> None:
