@@ -6,22 +6,22 @@ from; what the cache drops; draining and leaving.  Refuses to know paths, proces
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, FunctionId, TaskId
-from lfm.protocol.outcomes import Blob, Crashed, Inline, Killed, Lost, Outcome, Payload, Returned
+from lfm.protocol.outcomes import Blob, Crashed, Inline, Killed, Lost, Outcome, Returned
 from lfm.protocol.resources import Resources, Usage
 from lfm_worker.core import commands as c
 from lfm_worker.core import events as e
-from lfm_worker.core.items import Item, evict
+from lfm_worker.core.calls import Call, Placed, Waiting
+from lfm_worker.core.items import Item
 from lfm_worker.core.pool import FUTILE, Pool
-from lfm_worker.core.room import Grant, Room
+from lfm_worker.core.room import Room
+from lfm_worker.core.stock import Stock
 
-TRIES = 3  # fetches of a blob that comes corrupt
 STEP_SHARE, STEP_LEAST = 0.1, 64 << 20  # by how much a limit grows at a time: of itself, and bytes
 
 
@@ -38,31 +38,6 @@ class Settings:
     idle_timeout: float | None = None
     template_idle: float = 600.0
     templates_kept: int = 8  # idle ones
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """For items or for room."""
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """In a template."""
-
-    template: int
-    began: bool = False
-
-
-@dataclass(slots=True)
-class Call:
-    """One attempt that this worker holds."""
-
-    run: m.Run
-    function: m.DefineFunction
-    needs: frozenset[Item]
-    allocation: Resources  # as it is now: its memory may have been raised
-    state: Waiting | Placed = field(default_factory=Waiting)
-    doomed: str = ""  # why it is being killed, where that is not its user's wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +59,7 @@ class WorkerCore:
         self.left = False
         self._functions: dict[FunctionId, m.DefineFunction] = {}
         self._numbers: dict[tuple[TaskId, int], int] = {}
-        self._ready: set[Item] = set()  # on this node and held by this worker
-        self._coming: set[Item] = set()  # being fetched or unpacked
-        self._tries: dict[Item, int] = {}
-        self._held = dict(held or {})  # the node's cache
+        self.stock = Stock(held or {})
         self._unusable: dict[Digest, str] = {}
         self._results: dict[Digest, int] = {}  # announced, not yet forgotten: how many calls returned it
         self._last = 0
@@ -151,17 +123,11 @@ class WorkerCore:
 
     def running(self) -> tuple[m.Running, ...]:
         """What a hello names: the attempts that this worker still holds."""
-        return tuple(
-            m.Running(
-                call.run.task, call.run.attempt, call.allocation, call.run.gpu_devices,
-                started=isinstance(call.state, Placed) and call.state.began,
-            )
-            for call in self.calls.values()
-        )
+        return tuple(call.as_running() for call in self.calls.values())
 
     def environments(self) -> tuple[Digest, ...]:
         """Unpacked on this node."""
-        return tuple(sorted(i.digest for i in {*self._ready, *self._held} if i.kind == "environment"))
+        return self.stock.environments()
 
     # ------------------------------------------------------------ what the manager says
 
@@ -183,7 +149,7 @@ class WorkerCore:
     def _repeat(self) -> None:
         """The manager has forgotten us; what its hello did not say by itself."""
         for call in self.calls.values():
-            if isinstance(call.state, Placed) and call.state.began:
+            if call.began:
                 self._tell(m.CallStarted(call.run.task, call.run.attempt))
         if self.draining is not None:
             self._tell(m.OfferChanged(self.settings.offer, draining=True))
@@ -202,7 +168,7 @@ class WorkerCore:
             return
         self._last += 1
         self._numbers[run.task, run.attempt] = self._last
-        self.calls[self._last] = Call(run, function, frozenset(_needs(function, run)), run.allocation)
+        self.calls[self._last] = Call.of(run, function)
 
     def _kill(self, attempt: tuple[TaskId, int], now: float) -> None:
         number = self._numbers.get(attempt)
@@ -220,39 +186,30 @@ class WorkerCore:
             if not self._results[digest]:
                 del self._results[digest]
                 self._out.append(c.DropResult(digest))
-        elif (item := Item("blob", digest)) in self._ready and item not in self._in_use():
+        elif (item := Item("blob", digest)) in self.stock.ready and item not in self._in_use():
             self._drop(item)
 
     # ------------------------------------------------------------ items come, fail and go
 
     def _arrived(self, item: Item, size: int, now: float) -> None:
-        self._coming.discard(item)
-        self._tries.pop(item, None)
-        self._ready.add(item)
-        self._held[item] = (size, now)
+        self.stock.arrive(item, size, now)
         self._make_room(self.settings.cache)
 
     def _failed(self, item: Item, reason: str, cause: e.Cause) -> None:
-        self._coming.discard(item)
-        tries = self._tries[item] = self._tries.get(item, 0) + 1
+        again = self.stock.fail(item, cause)
         if cause == "full":
             self._make_room(0)
-        if cause == "gone":
-            self._held.pop(item, None)
         if cause == "corrupt" and item.kind != "blob":
             self._drop(Item("blob", item.digest))
-        retry = {"corrupt": TRIES, "full": 2, "gone": TRIES, "other": 1}[cause]
-        if tries < retry:
-            return  # _advance asks again
-        del self._tries[item]
-        self._give_up(item, reason)
+        if not again:  # else _advance asks for it
+            self._give_up(item, reason)
 
     def _give_up(self, item: Item, reason: str) -> None:
         """Everything that waits for the item cannot run here."""
-        if item.kind != "blob" and (archive := Item("blob", item.digest)) in self._ready:
+        if item.kind != "blob" and (archive := Item("blob", item.digest)) in self.stock.ready:
             self._drop(archive)  # of no use to anybody
-        victims = [n for n, call in self.calls.items() if isinstance(call.state, Waiting) and _wants(call, item)]
-        broken = {self.calls[n].function.environment.digest for n in victims} & {item.digest}
+        victims = [n for n, call in self.calls.items() if isinstance(call.state, Waiting) and call.wants(item)]
+        broken = {self.calls[n].environment for n in victims} & {item.digest}
         for digest in broken:
             self._condemn(digest, reason)
         for number in victims:
@@ -264,38 +221,36 @@ class WorkerCore:
         self._unusable[environment] = reason
         self._tell(m.EnvironmentUnusable(environment, reason))
         for number, call in list(self.calls.items()):
-            if call.function.environment.digest == environment and isinstance(call.state, Waiting):
+            if call.environment == environment and isinstance(call.state, Waiting):
                 self._end(number, Lost(reason, started=False))
 
-    def _scanned(self, held: dict[Item, tuple[int, float]]) -> None:
-        own = {item: self._held[item] for item in self._ready if item in self._held}
-        self._held = {**held, **own}
+    def _scanned(self, held: Mapping[Item, tuple[int, float]]) -> None:
+        self.stock.scan(held)
         self._make_room(self.settings.cache)
 
     def _make_room(self, limit: int) -> None:
-        for item in evict(self._held, self._in_use(), limit):
+        for item in self.stock.excess(self._in_use(), limit):
             self._drop(item)
 
     def _drop(self, item: Item) -> None:
         if item.kind == "environment":
             for template in self.pool.of(item.digest):
                 self._close_template(template)
-        self._ready.discard(item)
-        self._held.pop(item, None)
+        self.stock.drop(item)
         self._out.append(c.Drop(item))
 
     def _in_use(self) -> set[Item]:
-        used = set(self._coming)
+        used = set(self.stock.coming)
         for call in self.calls.values():
             used |= call.needs
-        used |= {Item("blob", i.digest) for i in used if i.kind != "blob" and i not in self._ready}
+        used |= {Item("blob", i.digest) for i in used if i.kind != "blob" and i not in self.stock.ready}
         return used
 
     # ------------------------------------------------------------ calls begin and end
 
     def _began(self, number: int) -> None:
         call = self.calls.get(number)
-        if call is not None and isinstance(call.state, Placed) and not call.state.began:
+        if call is not None and isinstance(call.state, Placed) and not call.began:
             call.state = Placed(call.state.template, began=True)
             self.pool.began(call.state.template)
             self._tell(m.CallStarted(call.run.task, call.run.attempt))
@@ -320,8 +275,7 @@ class WorkerCore:
         self.room.give_back(number)
         if isinstance(call.state, Placed) and now is not None:
             self.pool.leave(call.state.template, number, now)
-            for item in call.needs & self._held.keys():
-                self._held[item] = (self._held[item][0], now)
+            self.stock.use(call.needs, now)
         self._tell(m.CallEnded(call.run.task, call.run.attempt, outcome, usage, stdout, stderr))
 
     def _grow(self, event: e.LimitNeared) -> None:
@@ -347,8 +301,7 @@ class WorkerCore:
             return
         for number in list(self.pool.templates[template].calls):
             call = self.calls[number]
-            began = isinstance(call.state, Placed) and call.state.began
-            self._end(number, Lost(call.doomed or reason, started=began), now)
+            self._end(number, Lost(call.doomed or reason, started=call.began), now)
         environment, futile = self.pool.lost(template)
         if futile >= FUTILE:
             self._condemn(environment, f"its interpreter does not start here: {reason}")
@@ -411,25 +364,26 @@ class WorkerCore:
 
     def _provide(self, call: Call) -> bool:
         """Ask for what the call lacks; whether it lacks nothing."""
-        missing = call.needs - self._ready
-        for item in sorted(missing - self._coming):
-            archive = _archive(call, item)
+        missing = call.needs - self.stock.ready
+        for item in sorted(missing - self.stock.coming):
             if item.kind == "blob":
-                self._fetch(item, _size(call, item))
-            elif isinstance(archive, Inline):
+                self._fetch(item, call.size(item))
+                continue
+            archive, tarball = call.archive(item), Item("blob", item.digest)
+            if isinstance(archive, Inline):
                 self._prepare(item, archive.data)
-            elif item in self._held or Item("blob", item.digest) in self._ready:
+            elif self.stock.holds(item) or tarball in self.stock.ready:
                 self._prepare(item)
-            elif (tarball := Item("blob", item.digest)) not in self._coming:
+            elif tarball not in self.stock.coming:
                 self._fetch(tarball, archive.size)
         return not missing
 
     def _fetch(self, item: Item, size: int) -> None:
-        self._coming.add(item)
+        self.stock.coming.add(item)
         self._out.append(c.Fetch(item.digest, size))
 
     def _prepare(self, item: Item, data: bytes | None = None) -> None:
-        self._coming.add(item)
+        self.stock.coming.add(item)
         self._out.append(c.Prepare(item, data))
 
     def _start(self, number: int, now: float) -> None:
@@ -437,13 +391,12 @@ class WorkerCore:
         grant = self.room.take(number, call.run.allocation)
         if grant is None:
             return
-        environment = call.function.environment.digest
-        template = self.pool.pick(environment, call.function.preload)
+        template = self.pool.pick(call.environment, call.function.preload)
         if template is None:
-            template = self._start_template(environment, now)
+            template = self._start_template(call.environment, now)
         call.state = Placed(template)
         self.pool.enter(template, number)
-        self._out.append(self._start_call(number, call, template, grant))
+        self._out.append(call.start(number, template, grant, gpus=bool(self.settings.gpu_devices)))
 
     def _start_template(self, environment: Digest, now: float) -> int:
         wanted = {p for f in self._functions.values() if f.environment.digest == environment for p in f.preload}
@@ -451,58 +404,9 @@ class WorkerCore:
         self._out.append(c.StartTemplate(template, environment, tuple(sorted(wanted))))
         return template
 
-    def _start_call(self, number: int, call: Call, template: int, grant: Grant) -> c.StartCall:
-        run, asked = call.run, call.run.allocation
-        overlay = next((i.digest for i in call.needs if i.kind == "overlay"), None)
-        environ = {"LFM_TASK": run.task, "LFM_ATTEMPT": str(run.attempt), "LFM_CORES": f"{asked.cores:g}"}
-        if asked.memory:
-            environ["LFM_MEMORY"] = str(asked.memory)
-        if self.settings.gpu_devices:  # a call that asked for none sees none
-            environ["CUDA_VISIBLE_DEVICES"] = ",".join(run.gpu_devices)
-        return c.StartCall(
-            call=number, template=template, name=call.function.name, function=run.function,
-            code=call.function.code, arguments=run.arguments, overlay=overlay,
-            cpus=grant.cpus or None, threads=max(1, int(asked.cores)), memory=asked.memory or None,
-            disk=asked.disk or None, wall_time=asked.wall_time, processes=run.processes, chunk=run.chunk,
-            grow=run.growth > asked.memory > 0, blobs=tuple(b.digest for b in run.blobs), environ=environ,
-        )
-
     def _close_template(self, template: int) -> None:
         self.pool.remove(template)
         self._out.append(c.CloseTemplate(template))
 
     def _tell(self, message: c.News) -> None:
         self._out.append(c.Tell(message))
-
-
-def _overlay(function: m.DefineFunction) -> Item | None:
-    if function.overlay is None:
-        return None
-    if isinstance(function.overlay, Blob):
-        return Item("overlay", function.overlay.digest)
-    return Item("overlay", Digest(hashlib.sha256(function.overlay.data).hexdigest()))
-
-
-def _needs(function: m.DefineFunction, run: m.Run) -> Iterable[Item]:
-    """All that must be on the node before the call can start."""
-    yield Item("environment", function.environment.digest)
-    if (overlay := _overlay(function)) is not None:
-        yield overlay
-    for payload in (function.code, run.arguments, *run.blobs):
-        if isinstance(payload, Blob):
-            yield Item("blob", payload.digest)
-
-
-def _wants(call: Call, item: Item) -> bool:
-    """Whether the call needs the item, or the archive that it is."""
-    return item in call.needs or any(n.digest == item.digest for n in call.needs if n.kind != "blob")
-
-
-def _archive(call: Call, item: Item) -> Payload:
-    overlay = call.function.overlay
-    return overlay if item.kind == "overlay" and overlay is not None else call.function.environment
-
-
-def _size(call: Call, item: Item) -> int:
-    payloads = (call.function.code, call.run.arguments, *call.run.blobs)
-    return next(p.size for p in payloads if isinstance(p, Blob) and p.digest == item.digest)
