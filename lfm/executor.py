@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from lfm.future import Future
 from lfm.options import Options
 from lfm.protocol.resources import parse_size
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from lfm.function.handle import Handle
+    from lfm.future import Future
     from lfm.session import Session
 
 T = TypeVar("T")
@@ -120,8 +120,6 @@ class Executor(_Face):
 
         ConnectionFailed if the manager cannot be reached.
         """
-        from lfm.session import Session
-
         if workers is not None and workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if cores is not None and cores <= 0:
@@ -133,9 +131,16 @@ class Executor(_Face):
             from lfm.embedded import Embedded
 
             embedded = Embedded(workers or 1, cores, sized)
-            self._session = Session(embedded.connection, embedded)
+            try:  # they start while we import what it takes to talk to them
+                from lfm.session import Session
+
+                self._session = Session(embedded.connection, embedded)
+            except BaseException:
+                embedded.stop()
+                raise
         else:
             from lfm.run import find_run
+            from lfm.session import Session
 
             if run is not None and (workers, cores, memory) != (None, None, None):
                 raise TypeError("workers=, cores= and memory= size the workers of an own manager; a running one was named")
