@@ -113,7 +113,7 @@ def _check_digest(tarball: Path, digest: str) -> None:
 
 def _extract_aside(tarball: Path, prefix: Path, most_bytes: int) -> int:
     """Extract beside ``prefix`` and rename: what has its name is all there.  The bytes it takes."""
-    aside = prefix.parent / f".{prefix.name}.unpacking"
+    aside = prefix.parent / f".unpacking-{prefix.name}"  # which the worker knows to sweep
     _remove(aside)  # of one that was killed: nobody else writes here while we hold the lock
     aside.mkdir(mode=0o700)
     try:
