@@ -6,7 +6,6 @@ waits for a disk, a child or the network: each of these is a descriptor in the p
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import secrets
@@ -25,7 +24,6 @@ from lfm.blobs import BlobStore
 from lfm.connection import Dialer
 from lfm.errors import ConnectionFailed, ProtocolError
 from lfm.protocol import messages as m
-from lfm.protocol.outcomes import Blob, Inline, Lost, Payload, Returned
 from lfm.protocol.resources import format_duration
 from lfm.run import ConnectionFile
 from lfm_worker.core import commands as c
@@ -33,13 +31,12 @@ from lfm_worker.core import events as e
 from lfm_worker.core.items import Item
 from lfm_worker.core.outbox import Outbox
 from lfm_worker.core.worker import Settings, WorkerCore
+from lfm_worker.shell.interpreters import Interpreters
 from lfm_worker.shell.places import Cache, Home
 from lfm_worker.shell.prepare import Preparation, cause_of, unpack_overlay
 from lfm_worker.shell.processes import Signals, become_subreaper, kill_orphans, notify
 from lfm_worker.shell.transfers import LOOK_EVERY, Transfers
 from lfm_worker.shell.unpack import is_ready
-from lfm_worker.templates.calls import Call, Ended, NearLimit, Started, TemplateLost
-from lfm_worker.templates.template import Template, install_runtime
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +70,12 @@ class Worker:
         self._outbox = Outbox()
         self._home: Home
         self._transfers: Transfers
+        self._interpreters: Interpreters
         self._dialer = Dialer(file, self._hello)
         self._events: deque[e.Event] = deque()
         self._poller = zmq.Poller()
-        self._templates: dict[int, Template] = {}
         self._preparations: dict[int, Preparation] = {}  # by descriptor
         self._readers: dict[int, Callable[[], None]] = {}
-        self._runtime: Path | None = None
         self._terminated = False
         self._orphans = False
         self._look_at = 0.0
@@ -95,6 +91,10 @@ class Worker:
         self._dialer.connect(self._options.connect_timeout)  # until then nothing of ours is on the disk
         self._home = Home(self._cache, self._name)
         self._transfers = Transfers(BlobStore(self._home / "blobs"), BlobStore(self._home / "results"), self._cache.blobs)
+        self._interpreters = Interpreters(
+            self._home, self._cache, self._transfers, max(1, int(self._settings.offer.cores)),
+            tell=self._handle, watch=self._watch, unwatch=self._unwatch,
+        )  # fmt: skip
         with Signals() as signals:
             try:
                 self._dialer.register(self._poller)
@@ -120,10 +120,7 @@ class Worker:
         now = time.monotonic()
         if (due := self._core.deadline()) is not None and now >= due:
             self._handle(e.Ticked())
-        for number, template in list(self._templates.items()):
-            if (due := template.deadline()) is not None and now >= due:
-                template.tick()
-                self._hear(number)
+        self._interpreters.tick(now)
         if self._transfers.elsewhere and now >= self._look_at:
             self._look_at = now + LOOK_EVERY
             self._moved(*self._transfers.look())
@@ -136,7 +133,8 @@ class Worker:
         due = [self._dialer.deadline(), now + 3600.0]
         if (core := self._core.deadline()) is not None:
             due.append(core)
-        due += [at for t in self._templates.values() if (at := t.deadline()) is not None]
+        if (interpreters := self._interpreters.deadline()) is not None:
+            due.append(interpreters)
         if self._orphans:
             due.append(now + RETRY_ORPHANS)
         if self._transfers.elsewhere:
@@ -183,8 +181,7 @@ class Worker:
         return file.host != socket.gethostname() or not file.pid or Path(f"/proc/{file.pid}").exists()
 
     def _close(self) -> None:
-        for template in self._templates.values():
-            template.close()
+        self._interpreters.close()
         for preparation in self._preparations.values():
             preparation.close()
         end = time.monotonic() + 5.0
@@ -300,17 +297,15 @@ class Worker:
             case c.Prepare():
                 self._prepare(command.item, command.data)
             case c.StartTemplate():
-                self._start_template(command)
+                self._interpreters.start(command)
             case c.CloseTemplate():
-                self._close_template(command.template)
+                self._interpreters.close_one(command.template)
             case c.StartCall():
-                self._start_call(command)
+                self._interpreters.call(command)
             case c.StopCall():
-                if (template := self._templates.get(command.template)) is not None:
-                    template.kill(command.call)
+                self._interpreters.kill(command)
             case c.RaiseLimit():
-                if (template := self._templates.get(command.template)) is not None:
-                    template.raise_limit(command.call, memory=command.memory)
+                self._interpreters.raise_limit(command)
             case c.Drop():
                 self._drop(command.item)
             case c.DropResult():
@@ -362,90 +357,6 @@ class Worker:
         self._handle(event)
         self._handle(e.CacheScanned(self._cache.scan(time.monotonic())))
 
-    # ------------------------------------------------------------ templates and calls
-
-    def _start_template(self, command: c.StartTemplate) -> None:
-        prefix = self._cache.path(Item("environment", command.environment))
-        try:
-            if self._runtime is None:
-                self._runtime = install_runtime(self._home / "runtime")
-            template = Template(
-                prefix / "bin" / "python", runtime=self._runtime, preload=command.preload,
-                slots=max(1, int(self._settings.offer.cores)),
-            )
-        except OSError as error:
-            self._handle(e.TemplateEnded(command.template, f"cannot be started: {error}"))
-            return
-        self._templates[command.template] = template
-        self._watch(template.fileno(), lambda: self._hear(command.template))
-
-    def _hear(self, number: int) -> None:
-        template = self._templates.get(number)
-        for report in template.receive() if template is not None else ():
-            match report:
-                case Started():
-                    self._handle(e.CallBegan(report.id))
-                case Ended():
-                    self._handle(self._ended(report))
-                case NearLimit():
-                    self._handle(e.LimitNeared(report.id, report.resource, report.measured, report.limit))
-                case TemplateLost():
-                    self._close_template(number)
-                    self._handle(e.TemplateEnded(number, report.reason))
-                    self._orphans = True
-                    return
-
-    def _ended(self, report: Ended) -> e.CallStopped:
-        """A large value moves to the results, from where the manager pulls it."""
-        outcome = report.outcome
-        if isinstance(outcome, Returned) and isinstance(outcome.value, Blob):
-            try:
-                outcome = Returned(self._transfers.results.adopt(self._result(report.id)))
-            except OSError as error:
-                outcome = Lost(f"its result could not be kept on the worker: {error}")
-        return e.CallStopped(report.id, outcome, report.usage, report.stdout, report.stderr)
-
-    def _start_call(self, command: c.StartCall) -> None:
-        template = self._templates.get(command.template)
-        if template is None:
-            return  # it could not be started, and the core knows
-        # A name that was never used, in a directory that this process made: it is removed at the call's end.
-        sandbox = self._home / "sandboxes" / str(command.call)
-        try:
-            sandbox.mkdir(mode=0o700)
-            call = Call(
-                id=command.call, name=command.name, code=self._code(command), arguments=self._payload(command.arguments),
-                result=self._result(command.call), sandbox=sandbox,
-                overlay=self._cache.path(Item("overlay", command.overlay)) if command.overlay else None,
-                environ=command.environ, cpus=command.cpus, threads=command.threads, memory=command.memory,
-                disk=command.disk, wall_time=command.wall_time, processes=command.processes, chunk=command.chunk,
-                grow=command.grow, blobs={digest: str(self._transfers.own.path(digest)) for digest in command.blobs},
-            )
-            template.start(call)
-        except OSError as error:
-            reason = f"the worker cannot start it: {error}"
-            self._handle(e.CallStopped(command.call, Lost(reason, started=False), None))
-
-    def _code(self, command: c.StartCall) -> Path:
-        if isinstance(command.code, Blob):
-            return self._transfers.own.path(command.code.digest)
-        # Named by us: a function's id comes from outside and is no path.
-        path = self._home / "functions" / hashlib.sha256(command.code.data).hexdigest()
-        if not path.exists():
-            path.write_bytes(command.code.data)
-        return path
-
-    def _payload(self, payload: Payload) -> bytes | Path:
-        return payload.data if isinstance(payload, Inline) else self._transfers.own.path(payload.digest)
-
-    def _result(self, call: int) -> Path:
-        return self._home / "results" / f".call-{call}"
-
-    def _close_template(self, number: int) -> None:
-        if (template := self._templates.pop(number, None)) is not None:
-            self._unwatch(template.fileno())
-            template.close()
-
     # ------------------------------------------------------------ signals, stdin, descriptors
 
     def _signalled(self, signals: Signals) -> None:
@@ -465,7 +376,7 @@ class Worker:
             self._handle(e.StopAsked("its owner has gone"))
 
     def _known(self) -> set[int]:
-        return {t.pid for t in self._templates.values()} | {p.pid for p in self._preparations.values()}
+        return self._interpreters.pids() | {p.pid for p in self._preparations.values()}
 
     def _watch(self, fd: int, reader: Callable[[], None]) -> None:
         self._readers[fd] = reader

@@ -1,0 +1,135 @@
+"""The warm interpreters of a worker and the calls in them: the core's commands to them, their reports to events.
+
+Every directory that a call gets is made here, below the worker's own, under a name that was never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from lfm.protocol.outcomes import Blob, Inline, Lost, Payload, Returned
+from lfm_worker.core import commands as c
+from lfm_worker.core import events as e
+from lfm_worker.core.items import Item
+from lfm_worker.shell.places import Cache, Home
+from lfm_worker.shell.transfers import Transfers
+from lfm_worker.templates.calls import Call, Ended, NearLimit, Started, TemplateLost
+from lfm_worker.templates.template import Template, install_runtime
+
+
+class Interpreters:
+    """``tell`` takes their events; ``watch`` and ``unwatch`` register a descriptor with the poller."""
+
+    def __init__(
+        self, home: Home, cache: Cache, transfers: Transfers, slots: int, *, tell: Callable[[e.Event], None],
+        watch: Callable[[int, Callable[[], None]], None], unwatch: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self._home, self._cache, self._transfers, self._slots = home, cache, transfers, slots
+        self._tell, self._watch, self._unwatch = tell, watch, unwatch
+        self._templates: dict[int, Template] = {}
+        self._runtime: Path | None = None
+
+    def pids(self) -> set[int]:
+        return {template.pid for template in self._templates.values()}
+
+    def deadline(self) -> float | None:
+        return min((at for t in self._templates.values() if (at := t.deadline()) is not None), default=None)
+
+    def tick(self, now: float) -> None:
+        for number, template in list(self._templates.items()):
+            if (due := template.deadline()) is not None and now >= due:
+                template.tick()
+                self._hear(number)
+
+    def close(self) -> None:
+        for number in list(self._templates):
+            self.close_one(number)
+
+    def close_one(self, number: int) -> None:
+        if (template := self._templates.pop(number, None)) is not None:
+            self._unwatch(template.fileno())
+            template.close()
+
+    def start(self, command: c.StartTemplate) -> None:
+        python = self._cache.path(Item("environment", command.environment)) / "bin" / "python"
+        try:
+            if self._runtime is None:
+                self._runtime = install_runtime(self._home / "runtime")
+            template = Template(python, runtime=self._runtime, preload=command.preload, slots=self._slots)
+        except OSError as error:
+            self._tell(e.TemplateEnded(command.template, f"cannot be started: {error}"))
+            return
+        self._templates[command.template] = template
+        self._watch(template.fileno(), lambda: self._hear(command.template))
+
+    def call(self, command: c.StartCall) -> None:
+        template = self._templates.get(command.template)
+        if template is None:
+            return  # it could not be started, and the core hears of it
+        sandbox = self._home / "sandboxes" / str(command.call)
+        try:
+            sandbox.mkdir(mode=0o700)
+            template.start(self._as_call(command, sandbox))
+        except OSError as error:
+            reason = f"the worker cannot start it: {error}"
+            self._tell(e.CallStopped(command.call, Lost(reason, started=False), None))
+
+    def kill(self, command: c.StopCall) -> None:
+        if (template := self._templates.get(command.template)) is not None:
+            template.kill(command.call)
+
+    def raise_limit(self, command: c.RaiseLimit) -> None:
+        if (template := self._templates.get(command.template)) is not None:
+            template.raise_limit(command.call, memory=command.memory)
+
+    def _as_call(self, command: c.StartCall, sandbox: Path) -> Call:
+        return Call(
+            id=command.call, name=command.name, code=self._code(command.code), arguments=self._payload(command.arguments),
+            result=self._result(command.call), sandbox=sandbox,
+            overlay=self._cache.path(Item("overlay", command.overlay)) if command.overlay else None,
+            environ=command.environ, cpus=command.cpus, threads=command.threads, memory=command.memory, disk=command.disk,
+            wall_time=command.wall_time, processes=command.processes, chunk=command.chunk, grow=command.grow,
+            blobs={digest: str(self._transfers.own.path(digest)) for digest in command.blobs},
+        )  # fmt: skip
+
+    def _code(self, code: Payload) -> Path:
+        if isinstance(code, Blob):
+            return self._transfers.own.path(code.digest)
+        # Named by its content: a function's id comes from outside and is no path.
+        path = self._home / "functions" / hashlib.sha256(code.data).hexdigest()
+        if not path.exists():
+            path.write_bytes(code.data)
+        return path
+
+    def _payload(self, payload: Payload) -> bytes | Path:
+        return payload.data if isinstance(payload, Inline) else self._transfers.own.path(payload.digest)
+
+    def _result(self, call: int) -> Path:
+        return self._home / "results" / f".call-{call}"
+
+    def _hear(self, number: int) -> None:
+        template = self._templates.get(number)
+        for report in template.receive() if template is not None else ():
+            match report:
+                case Started():
+                    self._tell(e.CallBegan(report.id))
+                case Ended():
+                    self._tell(self._ended(report))
+                case NearLimit():
+                    self._tell(e.LimitNeared(report.id, report.resource, report.measured, report.limit))
+                case TemplateLost():
+                    self.close_one(number)
+                    self._tell(e.TemplateEnded(number, report.reason))
+                    return
+
+    def _ended(self, report: Ended) -> e.CallStopped:
+        """A large value moves to the results, from where the manager pulls it."""
+        outcome = report.outcome
+        if isinstance(outcome, Returned) and isinstance(outcome.value, Blob):
+            try:
+                outcome = Returned(self._transfers.results.adopt(self._result(report.id)))
+            except OSError as error:
+                outcome = Lost(f"its result could not be kept on the worker: {error}")
+        return e.CallStopped(report.id, outcome, report.usage, report.stdout, report.stderr)
