@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,7 +15,18 @@ from typing import Any
 
 import click
 
-from lfm.cli.common import FAILED, USAGE, ask, duration, fail, json_option, print_json, run_option
+from lfm.cli.common import (
+    FAILED,
+    USAGE,
+    ask,
+    duration,
+    fail,
+    json_option,
+    print_json,
+    print_table,
+    run_option,
+    size,
+)
 from lfm.errors import ConnectionFailed, LfmError
 from lfm.protocol.resources import parse_duration
 from lfm.run import ConnectionFile, RunDirectory, locate, runs_root, write_private
@@ -117,9 +129,14 @@ def _settings(run: RunDirectory, options: dict[str, Any]) -> Any:
     idle = options["idle_timeout"]
     return Settings(
         interface, _ports(options["ports"], run), options["advertise"], options["strategy"], ephemeral,
-        options["stdin_eof"], None if idle is None else parse_duration(idle),
+        options["stdin_eof"], _learns(ephemeral), None if idle is None else parse_duration(idle),
         Policy(epoch=time.time() - time.monotonic()),
     )
+
+
+def _learns(ephemeral: bool) -> bool:
+    """Whether earlier runs' measurements are used: LFM_HISTORY says so; else by managers that are there to stay."""
+    return os.environ.get("LFM_HISTORY", "off" if ephemeral else "on").lower() not in ("off", "0", "no", "")
 
 
 def _ports(text: str, run: RunDirectory) -> tuple[int, ...]:
@@ -230,6 +247,42 @@ def stop(run: str | None, keep_workers: bool, timeout: str) -> None:
         time.sleep(0.02)
     left = int(body.get("unfinished", 0))
     click.echo("stopped" + (f"; {left} unfinished calls wait in {path.parent}" if left else ""))
+
+
+@manager.command()
+@click.option("--forget", metavar="CATEGORY", help="Forget what calls of this category took.")
+@click.option("--forget-all", is_flag=True, help="Forget everything.")
+@json_option
+def history(forget: str | None, forget_all: bool, as_json: bool) -> None:
+    """What calls took in earlier runs, by which the next ones are sized first."""
+    from lfm_manager.shell.history import History, path
+
+    try:
+        kept = History()
+        if forget or forget_all:
+            click.echo(f"forgot {kept.forget(None if forget_all else forget)} measurements")
+            return
+        rows = kept.rows()
+    except (sqlite3.Error, OSError) as error:
+        fail(f"cannot use {path()}: {error}")
+    if as_json:
+        print_json({"schema": "lfm.history/1", "measurements": rows})
+        return
+    by_category: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_category.setdefault(row["category"], []).append(row)
+    print_table(
+        ["CATEGORY", ">MEASURED", ">MEMORY p50", ">MAX", ">DISK MAX", ">TIME p50"],
+        [
+            (name, len(of), size(_middle(of, "memory")), size(max(r["memory"] for r in of)),
+             size(max(r["disk"] for r in of)), duration(_middle(of, "wall_s")))
+            for name, of in sorted(by_category.items())
+        ],
+    )
+
+
+def _middle(rows: list[dict[str, Any]], name: str) -> float:
+    return float(sorted(row[name] for row in rows)[len(rows) // 2])
 
 
 @manager.command()

@@ -261,6 +261,23 @@ def test_after_kill_9_nothing_is_lost_and_nothing_runs_twice(cluster: Cluster) -
         assert [a.number for a in finished.attempts] == [1]
 
 
+def test_what_one_run_measured_sizes_the_first_call_of_the_next(cluster: Cluster) -> None:
+    given = []
+    for name in ("one", "two"):
+        cluster.run = cluster.directory / name
+        cluster.start()
+        client, worker = cluster.client(), cluster.worker(cores=1)
+        client.say(m.Submit(TaskId("s-0"), FUNCTION, Inline(b"x"), Request()))
+        given.append(run_one(worker).allocation.memory)
+        client.wait(m.Finished)
+        assert cluster.stop() == 0
+    assert given[1] < 2 * USAGE.memory < given[0]
+    code, said = cluster.call("history")
+    assert code == 0 and "mod.f" in said
+    code, said = cluster.call("history", "--forget", "mod.f")
+    assert code == 0 and "forgot 2 measurements" in said
+
+
 def test_a_second_manager_on_the_same_run_directory_is_refused(cluster: Cluster) -> None:
     process = cluster.start()
     code, said = cluster.call("start", "--run-dir", str(cluster.run))

@@ -256,7 +256,7 @@ class Calls:
 
     def started(self, task: Task, placed: Placed, now: float) -> None:
         if placed.started is None:
-            task.become(replace(placed, started=now))
+            task.become(Placed(placed.worker, placed.attempt, placed.allocation, placed.gpus, placed.since, now))
             worker = self._workers[placed.worker]
             self._tell(task, m.Started(task.id, placed.attempt, worker.name, placed.allocation))
 
@@ -390,7 +390,7 @@ class Calls:
     def _learn(self, task: Task, allocation: Resources, usage: Usage) -> None:
         self._sizes.succeeded(task.category.name, task.input_bytes, usage)
         before = task.category.generation
-        task.category.learned(usage.wall_s)
+        task.category.learned(task.input_bytes, usage.wall_s)
         if task.category.generation != before:
             self._scheduler.learned(task.category.queues)
         self._out.append(SaveMeasurement(task.category.name, task.input_bytes, allocation, usage, "returned"))

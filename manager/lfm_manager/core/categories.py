@@ -33,6 +33,7 @@ class Category:
     lost: int = 0
     raised: int = 0
     grown: int = 0
+    last_input: int = 0  # bytes that the latest measured call was given
     wasted_memory_s: float = 0.0  # bytes allotted and not used, times seconds
     allotted_memory_s: float = 0.0
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=KEPT))
@@ -44,8 +45,9 @@ class Category:
     def mean_wall(self) -> float:
         return self.wall_s / self.seen if self.seen else 0.0
 
-    def learned(self, wall_s: float) -> None:
+    def learned(self, input_bytes: int, wall_s: float) -> None:
         """One more success; the generation changes ever more rarely, so that looking again stays cheap."""
+        self.last_input = input_bytes
         self.seen += 1
         self.wall_s += wall_s
         if self.seen >= self._refresh:

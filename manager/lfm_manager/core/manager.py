@@ -84,7 +84,7 @@ class ManagerCore:
                 recover(event, self.clients, self.calls, self.crew, self.environments, self.blobs, self.policy, now)
             case e.Measured(category, input_bytes, usage):
                 self.sizes.succeeded(category, input_bytes, usage)
-                self.calls.category(category).learned(usage.wall_s)
+                self.calls.category(category).learned(input_bytes, usage.wall_s)
             case e.Ticked():
                 self.clients.expire(now)
                 self.crew.recover(now)

@@ -13,6 +13,7 @@ from lfm.protocol.ids import Digest
 from lfm.protocol.messages import Submit
 from lfm.protocol.outcomes import Blob, Exhausted, Inline, Payload
 from lfm.protocol.resources import Request, Resources, Usage
+from lfm_manager.core.categories import Category
 from lfm_manager.core.little import Little
 from lfm_manager.core.tasks import Task
 from lfm_manager.core.workers import Demand, Worker, millicores
@@ -63,6 +64,12 @@ class Sizes:
             asked.wall_time,
         )
 
+    def forecast(self, category: Category) -> Resources | None:
+        """What the next call of a category would get, given an input like the last one's."""
+        if not category.seen or not self.largest.millicores:
+            return None
+        return Resources(1.0, *(self._size(r, category.name, category.last_input, 1.0) for r in ("memory", "disk")))
+
     def demand(self, task: Task, digest: Digest) -> Demand:
         """The same, as the scheduler compares it."""
         amount = self.allocation(task)
@@ -70,13 +77,16 @@ class Sizes:
         return Demand(max(1, millicores(amount.cores)), amount.memory, amount.disk, amount.gpus, expected, digest, task.alone)
 
     def _automatic(self, resource: str, task: Task, rung: int, cores: float) -> int:
+        if rung:
+            return min(rung, int(getattr(self.largest, resource)))
+        return self._size(resource, task.category.name, task.input_bytes, cores)
+
+    def _size(self, resource: str, category: str, input_bytes: int, cores: float) -> int:
         cap: int = getattr(self.largest, resource)
         if cap <= 0:
             return 0  # the workers do not offer it, so nobody counts it
-        if rung:
-            return min(rung, cap)
         share = self._share[resource] * cores
-        size = self._sizers[resource].predict(task.category.name, task.input_bytes, None, cap, share=share)
+        size = self._sizers[resource].predict(category, input_bytes, None, cap, share=share)
         if not math.isfinite(size):
             size = cap
         return min(cap, max(LEAST, _whole(size)))

@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from lfm_manager.core import commands as c
 from lfm_manager.core import events as e
 from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.policy import Policy
-from lfm_manager.shell import addresses, query
+from lfm_manager.shell import addresses, history, query
 from lfm_manager.shell.builds import Builds
 from lfm_manager.shell.store import Store, StoreFailed
 from lfm_manager.shell.transfers import Transfers
@@ -55,6 +56,7 @@ class Settings:
     strategy: str = "auto"
     ephemeral: bool = False  # nothing is kept: it ends with whoever started it
     stdin_eof: bool = False
+    history: bool = True  # learn from earlier runs, and for later ones
     idle_timeout: float | None = None  # seconds without clients, calls and workers' work
     policy: Policy = field(default_factory=Policy)
 
@@ -87,6 +89,8 @@ class Manager:
         self.poller.register(self._wake.fileno(), zmq.POLLIN)
         if settings.stdin_eof:
             self.poller.register(0, zmq.POLLIN)
+        self.history = history.opened() if settings.history else None
+        self._remember()
         self._recover()
 
     # ------------------------------------------------------------ the loop
@@ -122,6 +126,8 @@ class Manager:
         due = self.core.deadline()
         if due is not None and now >= due:
             self._tell(e.Ticked())
+        if self.history is not None and (due := self.history.deadline()) is not None and now >= due:
+            self.history.write()
         if self._ending == signal.SIGINT.name:
             self._dismiss()  # Ctrl-C is a person; SIGTERM may be a restart, and workers wait for the next manager
         self._commit()
@@ -134,8 +140,8 @@ class Manager:
     def _timeout(self) -> int:
         """Milliseconds until something is due."""
         due = self.listener.deadline()
-        if (core := self.core.deadline()) is not None:
-            due = min(due, core)
+        for other in (self.core.deadline(), self.history.deadline() if self.history is not None else None):
+            due = due if other is None else min(due, other)
         if self.settings.idle_timeout is not None:
             due = min(due, self._busy + self.settings.idle_timeout)
         if self._dismissed is not None:
@@ -244,7 +250,8 @@ class Manager:
                 if self.store is not None:
                     self.store.write(command)
             case c.SaveMeasurement():
-                pass
+                if self.history is not None:
+                    self.history.add(self.run_directory.name, time.time(), command, time.monotonic())
             case c.BuildEnvironment(key, plan):
                 self._build(key, plan)
             case c.GetBlob(peer, digest, size):
@@ -342,6 +349,15 @@ class Manager:
 
     # ------------------------------------------------------------ beginning and end
 
+    def _remember(self) -> None:
+        """Tell the core what calls took in earlier runs."""
+        if self.history is not None:
+            try:
+                for measured in self.history.measurements():
+                    self._tell(measured)
+            except (sqlite3.Error, TypeError) as error:
+                log.warning("the history of measurements cannot be read: %s", error)
+
     def _recover(self) -> None:
         """Take up what an earlier manager of this run left."""
         if self.store is None:
@@ -363,6 +379,8 @@ class Manager:
         self.builds.close()
         self.transfers.close()
         self.listener.close()
+        if self.history is not None:
+            self.history.close()
         if self.store is not None:
             self.store.close()
         for one in (self._wake, self._woken):

@@ -203,8 +203,7 @@ def environment_row(environment: Environment, now: float) -> dict[str, Any]:
 
 def category_row(core: ManagerCore, category: Category) -> dict[str, Any]:
     samples = category.samples
-    queue = next(iter(category.queues.values()), None)
-    upcoming = asdict(core.sizes.allocation(queue.head)) if queue is not None and core.workers else None
+    upcoming = core.sizes.forecast(category)
     allotted = category.allotted_memory_s
     return {
         "category": category.name, "submitted": category.submitted, "in_flight": category.in_flight,
@@ -217,7 +216,7 @@ def category_row(core: ManagerCore, category: Category) -> dict[str, Any]:
         },
         "waste_gb_h": category.wasted_memory_s / 3.6e12,
         "efficiency": 1 - category.wasted_memory_s / allotted if allotted else None,
-        "next": upcoming,
+        "next": asdict(upcoming) if upcoming is not None else None,
     }
 
 
