@@ -5,7 +5,9 @@ Runs in the call's own process, like ``lfm.monitor.call``, which keeps what ever
 
 from __future__ import annotations
 
+import copyreg
 import importlib
+import io
 import mmap
 import os
 import pickle
@@ -141,16 +143,42 @@ def raised(work: tuple[Any, ...], error: BaseException, stage: str) -> Told:
 
 
 def _portable(error: BaseException) -> bytes:
-    """The exception's payload, tried out: many pickle well and then cannot be unpickled."""
+    """The exception's payload, tried out: many pickle well and then cannot be unpickled, because their
+    ``__init__`` takes something else than ``args``.  Those come back without ``__init__`` being called."""
     try:
-        pieces = payload.pack(error)
-    except Exception as first:
-        pieces = by_cloudpickle(error, first)
+        try:
+            pieces = payload.pack(error)
+        except Exception as first:
+            pieces = by_cloudpickle(error, first)
+        return _tried(error, pieces)
+    except Exception:
+        return _tried(error, payload.assemble([_without_init(error)]))
+
+
+def _tried(error: BaseException, pieces: Sequence[payload.Buffer]) -> bytes:
     data = b"".join(pieces)
     again = payload.unpack(bytearray(data))
     if type(again).__qualname__ != type(error).__qualname__:
         raise pickle.PicklingError("it comes back as something else")
     return data
+
+
+def _without_init(error: BaseException) -> bytes:
+    """A pickle that makes the exception by ``__new__`` alone and then gives it its attributes."""
+    try:
+        base: Any = importlib.import_module("cloudpickle").Pickler
+    except ImportError:
+        base = pickle.Pickler
+
+    class Pickler(base):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            if obj is error:
+                return copyreg.__newobj__, (type(obj), *obj.args), obj.__dict__ or None  # type: ignore[attr-defined]
+            return super().reducer_override(obj) if base is not pickle.Pickler else NotImplemented
+
+    file = io.BytesIO()
+    Pickler(file, 5).dump(error)
+    return file.getvalue()
 
 
 def _short(text: str, limit: int) -> str:

@@ -26,15 +26,16 @@ from typing import Any, NoReturn
 from lfm.monitor import answer, linux, payload, wire
 
 # The page that a slot's processes share: id of the running call (0: none began), its start (monotonic clock),
-# CPU seconds, peak memory (kB) and faults of the process before it; and, written by the forker, the process, and
-# the bytes that the forker holds for a function that it has loaded.
-PAGE = struct.Struct("<Qddqqqq")
+# CPU seconds, peak memory (kB) and faults of the process before it; and, written by the forker, the process,
+# the bytes that it holds for a function that it has loaded, and the first process of its namespace.
+PAGE = struct.Struct("<Qddqqqqq")
 PAGE_START = struct.Struct("<Qd")
 PAGE_BASE = struct.Struct("<dqq")
 PAGE_BASE_AT = 16
 PAGE_PID = struct.Struct("<q")
 PAGE_PID_AT = 40
 PAGE_WARM_AT = 48
+PAGE_INIT_AT = 56
 KB = 1024
 _PAYLOAD_AT = 64  # where the pickle of a payload without buffers lies
 _ONE_SEGMENT = struct.Struct("<4sIQ")

@@ -9,7 +9,7 @@ from typing import Any
 
 from lfm.monitor import linux
 
-_MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
+_MS_REC, _MS_SLAVE = 0x4000, 1 << 19  # later mounts of the node (autofs, CVMFS) still appear
 _PROC_FLAGS = 2 | 4 | 8  # nosuid, nodev, noexec
 
 
@@ -38,12 +38,16 @@ def enter_namespaces() -> None:
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
-    linux.mount("none", "/", "none", _MS_REC | _MS_PRIVATE)
+    linux.mount("none", "/", "none", _MS_REC | _MS_SLAVE)
 
 
 def mount_proc() -> None:
     """Show the namespace's own processes in /proc: for its first process to do."""
     linux.mount("proc", "/proc", "proc", _PROC_FLAGS)
+
+
+def namespaces_work() -> bool:
+    return _try(try_namespace) == ""
 
 
 def try_namespace() -> None:

@@ -19,8 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from lfm.monitor import answer, call, linux, wire
-from lfm.monitor.processes import OwnChildren
+from lfm.monitor import answer, call, contain, linux, wire
 
 ASKED = b"f"
 OOM_SCORE = 500
@@ -37,6 +36,7 @@ class Ends:
     fault: int
     private: tuple[int, ...]  # the monitor's own, closed at once
     session: bool  # whether a slot's calls form a session (and process group) of their own
+    namespace: bool  # whether they live in a PID namespace
     hooks: list[linux.Hook]  # at-fork handlers that a bare clone does not run
 
 
@@ -61,13 +61,18 @@ def _prepare(ends: Ends, parent: int) -> None:
 
 
 class CloneForker:
-    """A forker process of its own."""
+    """A forker process of its own; in the best tier the parent of a PID namespace, where all its calls live."""
 
     def __init__(self, ends: Ends) -> None:
         self._ends = ends
         self._fork_self = linux.cloner(0, signal.SIGUSR1)
         self._socket: socket.socket | None = None
         self.pid = 0
+
+    @property
+    def init(self) -> int:
+        """The first process of the namespace, whose death ends all others in it; 0: there is none (yet)."""
+        return int(call.PAGE_PID.unpack_from(self._ends.page, call.PAGE_INIT_AT)[0])
 
     def ask(self, warm: bytes = b"") -> None:
         """Have the next call's process made; its number appears in the shared page.  It may take a while.
@@ -92,6 +97,10 @@ class CloneForker:
             self._socket = None
         self.pid = 0
 
+    def drop_init(self) -> None:
+        """Forget the namespace: it has ended."""
+        call.PAGE_PID.pack_into(self._ends.page, call.PAGE_INIT_AT, 0)
+
     def _start(self) -> None:
         self._ends.page[call.PAGE_BASE_AT : call.PAGE.size] = bytes(call.PAGE.size - call.PAGE_BASE_AT)
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -100,41 +109,87 @@ class CloneForker:
         if pid == 0:
             mine.close()
             _prepare(self._ends, parent)
-            _fork_for_ever(self._ends, its.detach(), linux.cloner(linux.CLONE_PARENT, 0))
+            clone = linux.cloner(linux.CLONE_PARENT, 0)
+            own = _Own()
+            if self._ends.namespace:
+                _make_namespace(self._ends, its.fileno(), clone)
+            _fork_for_ever(self._ends, its.detach(), clone, own)
         its.close()
         self._socket, self.pid = mine, pid
 
 
-def _fork_for_ever(ends: Ends, asked: int, clone: Callable[[], int]) -> NoReturn:
+class _Own:
+    """A forker's own files in /proc, opened before /proc shows the namespace that the forker itself is not in."""
+
+    def __init__(self) -> None:
+        self._task = os.open("/proc/self/task", os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = os.open("/proc/self/fd", os.O_RDONLY | os.O_CLOEXEC)
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._children = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
+
+    def traits(self) -> tuple[int, int, bytes]:
+        """Threads, descriptors, children: what a loaded function must not have changed."""
+        return len(os.listdir(self._task)), len(os.listdir(self._fd)), os.pread(self._children, 4096, 0)
+
+    def resident(self) -> int:
+        return int(os.pread(self._statm, 256, 0).split()[1]) * mmap.PAGESIZE
+
+
+def _make_namespace(ends: Ends, asked: int, clone: Callable[[], int]) -> None:
+    """All processes that the forker clones from now on live in a PID namespace; its first process only waits.
+
+    It is the monitor's child and dies with it, and with it the kernel ends the whole namespace.  Orphans become
+    its children, and are reaped by the kernel, as it ignores their end.
+    """
+    contain.enter_namespaces()
+    pid = clone()
+    if pid == 0:
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_IGN)
+        os.close(asked)
+        os.close(ends.channel)
+        contain.mount_proc()
+        call.PAGE_PID.pack_into(ends.page, call.PAGE_PID_AT, -1)  # ready
+        while True:
+            signal.pause()
+    while call.PAGE_PID.unpack_from(ends.page, call.PAGE_PID_AT)[0] != -1:
+        os.sched_yield()
+    call.PAGE_PID.pack_into(ends.page, call.PAGE_INIT_AT, pid)
+    call.PAGE_PID.pack_into(ends.page, call.PAGE_PID_AT, 0)
+
+
+def _fork_for_ever(ends: Ends, asked: int, clone: Callable[[], int], own: _Own) -> NoReturn:
     """The forker's loop.  What it touches between two clones it must copy: so names are bound beforehand, and
     random sources are reseeded here, where it costs one process less."""
     buffer, warm = bytearray(wire.DATAGRAM), None
     page, parent, at, channel, hooks = ends.page, os.getppid(), call.PAGE_PID_AT, ends.channel, ends.hooks
     pack, read, close, getppid, prctl = call.PAGE_PID.pack_into, os.read, os.close, os.getppid, linux.bare_prctl()
-    serve, reseed = call.serve, call.reseed
+    serve, reseed, alone = call.serve, call.reseed, not ends.namespace
     while True:
         data = read(asked, 16384)
         if not data:
             os._exit(0)
         if data != ASKED:
-            warm = _load(data, ends)
+            warm = _load(data, ends, own)
         reseed()
         pid = clone()
         if pid == 0:
             close(asked)
-            prctl(linux.PR_SET_PDEATHSIG, 9, 0, 0, 0)
-            if getppid() != parent:
-                os._exit(1)
+            if alone:
+                prctl(linux.PR_SET_PDEATHSIG, 9, 0, 0, 0)
+                if getppid() != parent:
+                    os._exit(1)
             if hooks:
                 call.replay(hooks)
             serve(channel, page, buffer, warm)
         pack(page, at, pid)
 
 
-def _load(data: bytes, ends: Ends) -> call.Warm:
+def _load(data: bytes, ends: Ends, own: _Own) -> call.Warm:
     """A function that calls have loaded well before, loaded once for all that follow.  It is never called here."""
     code, overlay = marshal.loads(data)
-    before, fds = _resident(), len(os.listdir("/proc/self/fd"))
+    before, traits = own.resident(), own.traits()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -145,27 +200,21 @@ def _load(data: bytes, ends: Ends) -> call.Warm:
         function = answer.load_function(code)
     except BaseException:
         os._exit(1)
-    # a thread, a connection or a child shared by all calls to come would be no isolation
-    if linux.threads() > 1 or len(os.listdir("/proc/self/fd")) != fds or OwnChildren().pids():
-        os._exit(1)
+    if own.traits() != traits:
+        os._exit(1)  # a thread, a connection or a child shared by all calls to come would be no isolation
     os.dup2(ends.stdout, 1)
     os.dup2(ends.stderr, 2)
     gc.collect()
     gc.disable()
     gc.freeze()
-    call.PAGE_PID.pack_into(ends.page, call.PAGE_WARM_AT, max(0, _resident() - before))
+    call.PAGE_PID.pack_into(ends.page, call.PAGE_WARM_AT, max(0, own.resident() - before))
     return code, function
-
-
-def _resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * mmap.PAGESIZE
 
 
 class PlainForker:
     """The monitor itself forks, with all of Python's handlers."""
 
-    pid = 0
+    pid = init = 0
 
     def __init__(self, ends: Ends) -> None:
         self._ends = ends
@@ -181,4 +230,7 @@ class PlainForker:
         call.PAGE_PID.pack_into(self._ends.page, call.PAGE_PID_AT, pid)
 
     def drop(self) -> None:
+        pass
+
+    def drop_init(self) -> None:
         pass

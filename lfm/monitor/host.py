@@ -127,8 +127,11 @@ class Host:
         *,
         clone: bool = True,
         session: bool = True,
+        namespace: bool = True,
         environ: dict[str, str] | None = None,
     ) -> None:
+        """``clone``, ``namespace``: whether to use them where they are possible (``told`` says what came of it).
+        ``session``: False leaves the calls in the starter's session and process group."""
         self._epoll = select.epoll()
         self._slots: dict[int, _Slot] = {}
         self._by_fd: dict[int, _Slot] = {}
@@ -152,6 +155,7 @@ class Host:
             "parent": os.getpid(),
             "session": session,
             "clone": clone,
+            "namespace": namespace,
         }
         self._process = subprocess.Popen(
             template.command(str(python), its.fileno(), config),
@@ -373,13 +377,11 @@ class Host:
             self._drop(slot, lost, over)
             return
         if job.owned is not None:
-            try:
-                os.rmdir(job.owned.path)
-            except FileNotFoundError:
-                pass
-            except OSError:
+            # its monitor removes it: a busy disk would hold up the loop of whoever runs us
+            empty = _is_empty(job.owned.path)
+            self._tell(slot, wire.clean(job.owned))
+            if not empty:
                 slot.over = over
-                self._tell(slot, wire.clean(job.owned))
                 return
         self._finish(slot, over)
 
@@ -490,6 +492,15 @@ class Host:
         self._epoll.close()
         os.close(self._log)
         self._gone = self._gone or "closed"
+
+
+def _is_empty(folder: str) -> bool:
+    try:
+        return not os.listdir(folder)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def _environ(python: str) -> dict[str, str]:

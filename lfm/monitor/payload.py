@@ -69,15 +69,6 @@ def unpack(data: Buffer, persistent_load: Callable[[Any], Any] | None = None) ->
     head, *buffers = segments(data)
     if persistent_load is None:
         return pickle.loads(head, buffers=buffers)
-    return _Unpickler(io.BytesIO(head), buffers, persistent_load).load()
-
-
-class _Unpickler(pickle.Unpickler):
-    """With its own answer to persistent ids; an instance's attribute will not do since Python 3.13."""
-
-    def __init__(self, file: io.BytesIO, buffers: list[memoryview], load: Callable[[Any], Any]) -> None:
-        super().__init__(file, buffers=buffers)
-        self._load = load
-
-    def persistent_load(self, pid: Any) -> Any:
-        return self._load(pid)
+    unpickler = pickle.Unpickler(io.BytesIO(head), buffers=buffers)
+    unpickler.persistent_load = persistent_load  # type: ignore[method-assign]
+    return unpickler.load()

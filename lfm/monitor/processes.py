@@ -139,6 +139,11 @@ def _read(path: str) -> bytes:
         return b""
 
 
+def children_of(pid: int) -> list[int]:
+    """Children of a single-threaded process."""
+    return [int(child) for child in _read(f"/proc/{pid}/task/{pid}/children").split()]
+
+
 class OwnChildren:
     """Who this (single-threaded) process's children are: an entry leaves the list only when we reap it."""
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from lfm.monitor import call, linux, sandbox, wire
 from lfm.monitor.capture import Capture
 from lfm.monitor.forker import CloneForker, Ends, PlainForker
-from lfm.monitor.processes import OwnChildren, Reaped, end_tree, reap
+from lfm.monitor.processes import OwnChildren, Reaped, children_of, end_tree, reap
 from lfm.monitor.watch import FIRST, Breach, Watch
 
 WARM_AT_MOST = 20.0  # seconds a forker may take to load a function
@@ -41,7 +41,7 @@ class Monitor:
         self.poll = select.poll()
         private = (control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end, files[0], files[1])
         ends = Ends(
-            channel.detach(), self.page, self.stdout.write_end, self.stderr.write_end, self.fault, private, config["session"], hooks
+            channel.detach(), self.page, self.stdout.write_end, self.stderr.write_end, self.fault, private, config["session"], config["namespace"], hooks
         )
         self.forker = CloneForker(ends) if config["clone"] else PlainForker(ends)
         for fd in (control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end):
@@ -125,11 +125,17 @@ class Monitor:
         elif kind == wire.WARM:
             self.warm = wire.read_simple(data)[1]
         elif kind == wire.CLEAN:
-            self.control.send(wire.simple(wire.CLEANED, sandbox.remove(wire.read_clean(data))))
+            owned = wire.read_clean(data)
+            try:
+                os.rmdir(owned.path)  # nothing in it, most often
+            except FileNotFoundError:
+                pass
+            except OSError:
+                self.control.send(wire.simple(wire.CLEANED, sandbox.remove(owned)))
 
     def _start_watch(self, data: bytes) -> None:
         id, limits, folder = wire.read_watch(data)
-        mark, started, _, base, _, pid, _ = call.PAGE.unpack_from(self.page)
+        mark, started, _, base, _, pid, _, _ = call.PAGE.unpack_from(self.page)
         if id == self.last or self.watch is not None:
             return  # it has ended meanwhile
         if mark == 0:  # its process is not made yet, or has not come to begin
@@ -138,8 +144,8 @@ class Monitor:
 
     def _has_begun(self, watch: Watch, now: float) -> bool:
         if not watch.pid:
-            mark, started, _, base, _, pid, _ = call.PAGE.unpack_from(self.page)
-            if not mark or not pid:
+            mark, started, _, base, _, pid, _, _ = call.PAGE.unpack_from(self.page)
+            if not mark or not (pid := pid or self._await_pid()):
                 watch.next_look = now + FIRST
                 return False
             watch.pid, watch.started, watch.base = pid, started, base * call.KB
@@ -167,8 +173,9 @@ class Monitor:
 
     def _strays(self) -> list[int]:
         """Processes of the call that lost their parent and became ours."""
-        pid = self._pid()
-        return [child for child in self.children.pids() if child not in (pid, self.forker.pid)]
+        known = (self._pid(), self.forker.pid, self.forker.init)
+        found = [child for child in self.children.pids() if child not in known]
+        return found + children_of(self.forker.init) if self.forker.init else found
 
     def _pid(self) -> int:
         return int(call.PAGE_PID.unpack_from(self.page, call.PAGE_PID_AT)[0])
@@ -187,17 +194,21 @@ class Monitor:
     def _after(self, ended: list[Reaped], breach: Breach | None = None) -> None:
         """Sort out who ended: the call (report), the forker (replace), an orphan of the call (count)."""
         over: Reaped | None = None
+        init = self.forker.init
         for one in ended:
-            if one.pid == self.forker.pid:
+            if init and one.pid == init:
+                self.forker.drop_init()
+            elif one.pid == self.forker.pid:
                 self.forker.drop()
                 if self.warm and not self._pid():  # it could not load the function: calls will
                     self.warm, self.warming = b"", 0.0
+                    self._end_all()
                     self.control.send(wire.simple(wire.COLD))
                     self.forker.ask()
                 elif self._running() == 0:  # nobody knows whether it has made the next process
-                    end_tree(self.children, ())
+                    self._end_all()
                     over = Reaped(0, 0, 0.0, 0)
-            elif one.pid == self._await_pid():
+            elif one.pid == (self._await_pid() or one.pid):
                 over = one
             else:
                 self.stray_cpu += one.cpu
@@ -205,30 +216,32 @@ class Monitor:
             self._finish(over, breach)
 
     def _await_pid(self) -> int:
-        """The call's process; the forker may not have come to write it down yet."""
-        end = time.monotonic() + 5
+        """The call's process.  The forker may not have come to write it down yet, or was stopped before it could:
+        then it is the child that nothing else explains."""
+        end = time.monotonic() + 0.2
         while not (pid := self._pid()) and self.forker.pid and time.monotonic() < end:
             os.sched_yield()
+        if not pid:
+            known = (self.forker.pid, self.forker.init)
+            pid = next((child for child in self.children.pids() if child not in known), 0)
         return pid
 
     def _enforce(self, breach: Breach) -> None:
         pid = self._await_pid()
         if pid:
             self.io = _read_io(pid)
-        ended = end_tree(self.children, (self.forker.pid,) if self.forker.pid else ())
+        ended = self._end_all()
         if not any(one.pid == pid for one in ended):
             ended.append(Reaped(pid, 0, 0.0, 0))
         self._after(ended, breach)
 
     def _finish(self, over: Reaped, breach: Breach | None) -> None:
-        id, started, base_cpu, _, _, _, _ = call.PAGE.unpack_from(self.page)
+        id, started, base_cpu, _, _, _, _, _ = call.PAGE.unpack_from(self.page)
         now = time.monotonic()
         flags = wire.STARTED if id else 0
-        if self.children.raw() != self._nobody():
-            for one in end_tree(self.children, (self.forker.pid,) if self.forker.pid else ()):
+        if not self._empty():
+            for one in self._end_all():
                 flags |= wire.STRAY
-                if one.pid == self.forker.pid:
-                    self.forker.drop()
                 self.stray_cpu += one.cpu
         for stream in (self.stdout, self.stderr):
             while stream.pump():
@@ -244,8 +257,28 @@ class Monitor:
             self.warm, self.warming = b"", 0.0
             self.forker.ask()
 
-    def _nobody(self) -> bytes:
-        return b"%d " % self.forker.pid if self.forker.pid else b""
+    def _empty(self) -> bool:
+        """Whether the kernel lists no process of the call: a child leaves these lists only by being reaped."""
+        forker, init = self.forker.pid, self.forker.init
+        if not self.children.known():
+            return not [child for child in self.children.pids() if child not in (forker, init)]
+        if not init:
+            return self.children.raw() == (b"%d " % forker if forker else b"")
+        return self.children.raw() == b"%d %d " % (forker, init) and not children_of(init)
+
+    def _end_all(self) -> list[Reaped]:
+        """End every process of the call.  A namespace ends with its first process, and the forker with it; else
+        the forker stays."""
+        init, forker = self.forker.init, self.forker.pid
+        if not init:
+            ended = end_tree(self.children, (forker,) if forker else ())
+            if any(one.pid == forker for one in ended):
+                self.forker.drop()
+            return ended
+        os.kill(init, signal.SIGKILL)
+        self.forker.drop()
+        self.forker.drop_init()
+        return [one for one in end_tree(self.children, ()) if one.pid not in (init, forker)]
 
     def _report(
         self, id: int, over: Reaped, flags: int, breach: Breach | None, started: float, base_cpu: float, now: float
@@ -290,10 +323,12 @@ class Monitor:
         call.PAGE_PID.pack_into(self.page, call.PAGE_PID_AT, 0)
         if not clean and self.forker.pid:
             # a call that ended badly shared a process group with the forker: take no chance on its state
-            pid = self.forker.pid
+            for pid in (self.forker.init, self.forker.pid):
+                if pid:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, linux.WALL)
             self.forker.drop()
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, linux.WALL)
+            self.forker.drop_init()
 
     def _leave(self) -> NoReturn:
         """The daemon or the template is gone: take everything along."""

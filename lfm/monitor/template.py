@@ -18,7 +18,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from lfm.monitor import answer, call, linux
+from lfm.monitor import answer, call, contain, linux
 from lfm.monitor.processes import OwnChildren, end_tree, reap
 from lfm.monitor.slot import SIGNALS, Monitor
 
@@ -41,11 +41,13 @@ def main(control_fd: int, settings: str) -> NoReturn:
     skipped = _preload(control_fd, config)
     single = linux.threads() == 1
     config["clone"] = bool(config["clone"] and single and linux.can_clone())
+    config["namespace"] = bool(config["clone"] and config["namespace"] and contain.namespaces_work())
     gc.collect()
     gc.disable()
     gc.freeze()
     told = {
         "fork": "clone" if config["clone"] else "os.fork",
+        "containment": "namespace" if config["namespace"] else "subreaper",
         "single_threaded": single,
         "skipped": skipped,
         "python": sys.version.split()[0],
