@@ -203,7 +203,7 @@ class LoneFile(Installation):
         self.metadata = file
         self.location, base = os.path.split(file)
         self.suffix = ""
-        self.name, self.version = normalise(base.partition(".")[0]), "0"
+        self.name, self.version = base.partition(".")[0], "0"
 
     @cached_property
     def record(self) -> bytes:

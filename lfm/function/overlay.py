@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -19,30 +20,39 @@ from lfm.function import inside
 from lfm.function.installed import Installation
 from lfm.function.modules import Kind, Module, Modules
 
-LARGE = 32 << 20  # a data file beyond this stays here, with a warning
+LARGE = 32 << 20  # bytes of one data file; what is beyond this stays here, with a warning
+TOTAL = 128 << 20  # bytes of all
+_DEAR = 0.001  # seconds of looking at all files from which on it is done less often
 _SKIPPED = frozenset({"__pycache__", "node_modules"})
 _TOLD = ("METADATA", "PKG-INFO", "entry_points.txt", "top_level.txt")  # of an editable install
 _Stamp = tuple[str, int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Overlay:
     """``stamps``: (path, size, mtime_ns) of the files and folders it was made from."""
 
     data: bytes
     stamps: tuple[_Stamp, ...]
     warnings: tuple[str, ...]
+    quiet_until: float = 0.0
 
     def stale(self) -> bool:
-        """Whether it would come out differently now."""
-        return any(_stamp(stamp[0]) != stamp for stamp in self.stamps)
+        """Whether it would come out differently now.  Looking at a large tree takes 5 % of the time at most."""
+        began = time.monotonic()
+        if began < self.quiet_until:
+            return False
+        changed = any(_stamp(stamp[0]) != stamp for stamp in self.stamps)
+        ended = time.monotonic()
+        if ended - began > _DEAR:
+            self.quiet_until = ended + 20 * (ended - began)
+        return changed
 
 
 def build(modules: Modules, local: Iterable[Module], editables: Iterable[Installation] = ()) -> Overlay:
     """The overlay for the user's modules ``local``."""
     files: dict[str, str] = {}  # path in the tar -> path here
     folders: set[str] = set()
-    warnings: list[str] = []
     done: set[str] = set()
     for module in local:
         package = _package(modules, module)
@@ -51,13 +61,7 @@ def build(modules: Modules, local: Iterable[Module], editables: Iterable[Install
         elif package.name not in done:
             done.add(package.name)
             base = f"src/{package.name.replace('.', '/')}"
-            for below, path in _tree(package, folders):
-                if os.path.getsize(path) > LARGE:
-                    warnings.append(
-                        f"{path} is larger than {LARGE >> 20} MiB and does not travel with {package.name}"
-                    )
-                else:
-                    files[f"{base}/{below}"] = path
+            files |= {f"{base}/{below}": path for below, path in _tree(package, folders)}
     for editable in editables:
         for name in _TOLD:
             path = os.path.join(editable.metadata, name)
@@ -66,8 +70,26 @@ def build(modules: Modules, local: Iterable[Module], editables: Iterable[Install
     stamps = tuple(
         _stamp(p) for p in (*sorted(files.values()), *sorted(folders))
     )  # before reading: never too new
-    contents = {name: Path(path).read_bytes() for name, path in files.items()}
+    warnings: list[str] = []
+    contents = dict(_read(files, warnings))
     return Overlay(_tar({**contents, **_library()}), stamps, tuple(warnings))
+
+
+def _read(files: dict[str, str], warnings: list[str]) -> Iterator[tuple[str, bytes]]:
+    """(path in the tar, content), code first; what is too large or cannot be read is warned of instead."""
+    total = 0
+    for name, path in sorted(files.items(), key=lambda pair: (not pair[0].endswith(".py"), pair)):
+        try:
+            size = os.path.getsize(path)
+            if size > LARGE or total + size > TOTAL:
+                warnings.append(
+                    f"{path} does not travel with its package: it is too large ({size >> 20} MiB)"
+                )
+                continue
+            total += size
+            yield name, Path(path).read_bytes()
+        except OSError as error:
+            warnings.append(f"{path} does not travel with its package: {error.strerror}")
 
 
 def _package(modules: Modules, module: Module) -> Module | None:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 LAYOUT = 1  # counts up when the same plan comes to be packed differently
+_COMPANIONS = (("cffi", "_cffi_backend"), ("cryptography", "_cffi_backend"), ("pyyaml", "_yaml"))
+_SIMPLE = re.compile(
+    r"([A-Za-z0-9][\w.-]*?)\s*\(?\s*(?:[<>=!~]=?=?[^;@()\[\]]*)?\)?"
+)  # a name, perhaps with versions
 _ONLY_EXTRA = re.compile(r"\bextra\s*==")
 
 
@@ -55,6 +59,7 @@ def resolve(found: Analysis, modules: Modules, exclude: Collection[str] = ()) ->
         if (python := modules.installed.conda.records.get("python")) is not None:
             closure.add(python, "the interpreter")
     closure.finish()
+    closure.companions(modules)
     this = interpreter.this()
     taken = sorted(closure.why, key=lambda one: (one.name, one.metadata))
     distributions = tuple(
@@ -123,6 +128,13 @@ class _Closure:
         while self.waiting:
             self.require(*self.waiting.pop(0))
 
+    def companions(self, modules: Modules) -> None:
+        """Modules that lie beside a distribution's own without its saying so: Debian splits some packages."""
+        for name, module in _COMPANIONS:
+            needing = next((one for one in self.why if one.name == name), None)
+            if needing is not None and (owner := modules.find(module).owner) is not None:
+                self.add(owner, f"required by {name}")
+
     def require(self, one: Installation, extras: frozenset[str]) -> None:
         """Add what ``one`` requires here, by itself and for its ``extras``."""
         if one.kind == "conda" and self.installed.conda is not None:
@@ -131,7 +143,7 @@ class _Closure:
             return
         for wanted in _requirements(one, extras):
             found = self.installed.named(wanted.name)
-            self.take(found, wanted.name, one, str(wanted), frozenset(wanted.extras))
+            self.take(found, wanted.name, one, wanted.text, wanted.extras)
 
     def take(
         self,
@@ -148,23 +160,35 @@ class _Closure:
             self.warnings.append(f"{by.name} {by.version} requires {text}, which is not installed here")
 
 
-def _requirements(one: Installation, extras: frozenset[str]) -> Iterator[Requirement]:
-    from packaging.requirements import InvalidRequirement
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """One requirement that holds here."""
 
+    name: str
+    text: str
+    extras: frozenset[str] = frozenset()
+
+
+def _requirements(one: Installation, extras: frozenset[str]) -> Iterator[_Wanted]:
     for line in one.requires:
-        if not extras and _ONLY_EXTRA.search(line) and " or " not in line:
-            continue
-        try:
+        if simple := _SIMPLE.fullmatch(line):  # most are; parsing the others costs fifty times as much
+            yield _Wanted(simple[1], line)
+        elif extras or not _ONLY_EXTRA.search(line) or " or " in line:
             wanted = _parse(line)
-        except InvalidRequirement:
-            continue
-        marker = wanted.marker
-        if marker is None or any(marker.evaluate({"extra": extra}) for extra in (*sorted(extras), "")):
-            yield wanted
+            if wanted is not None and _holds(wanted, extras):
+                yield _Wanted(wanted.name, str(wanted), frozenset(wanted.extras))
+
+
+def _holds(wanted: Requirement, extras: frozenset[str]) -> bool:
+    marker = wanted.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in (*sorted(extras), ""))
 
 
 @lru_cache(maxsize=4096)
-def _parse(line: str) -> Requirement:
-    from packaging.requirements import Requirement
+def _parse(line: str) -> Requirement | None:
+    from packaging.requirements import InvalidRequirement, Requirement
 
-    return Requirement(line)
+    try:
+        return Requirement(line)
+    except InvalidRequirement:
+        return None

@@ -832,6 +832,20 @@ def test_a_new_file_in_a_package_is_noticed(world: World) -> None:
     assert "pack/more.txt" in sources(packer.pack(pack.f)) and "pack/more.txt" not in sources(first)
 
 
+def test_what_cannot_travel_with_a_package_is_warned_of(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lfm.function import overlay as layer
+
+    world.write({"pack/__init__.py": "def f():\n    pass\n", "pack/small": "x", "pack/large": "x" * 2000})
+    (world.project / "pack" / "broken").symlink_to("nowhere")
+    monkeypatch.setattr(layer, "LARGE", 1000)
+    packed = Packer().pack(world.module("pack").f)
+    assert sources(packed) == {"pack/__init__.py", "pack/small"}
+    (warning,) = packed.warnings
+    assert "pack/large does not travel with its package: it is too large" in warning
+
+
 def test_changed_globals_closures_and_helpers_are_noticed(world: World) -> None:
     names = world.main(
         """
