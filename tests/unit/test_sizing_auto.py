@@ -243,3 +243,18 @@ def test_names_that_do_not_exist() -> None:
         make("guess", "memory")
     with pytest.raises(ValueError, match="memory, disk, cores"):
         make("auto", "luck")
+
+
+def test_outgrowing_gets_cheap_where_it_costs_nothing() -> None:
+    def taught(spent_s: float) -> float:
+        sizer = make("auto", "memory")
+        for k in range(200):
+            size = (1 + k * 37 % 100 / 10) * GB
+            if sizer.predict("a", 0, None, CAP) < size and spent_s:
+                sizer.exhausted("a", 1, GB, GB, CAP, spent_s=spent_s)
+            sizer.succeeded("a", 0, size, 100)
+        return sizer.predict("a", 0, None, CAP)
+
+    dear, cheap = taught(100), taught(0)  # killed at its end each time; never killed: it grew in place
+    assert cheap < 0.8 * dear
+    assert taught(1e9) == dear  # never dearer than a whole call

@@ -65,7 +65,9 @@ def _settle(call: Call, allocation: float, sizer: Sizer, cap: float, tally: Tall
         tally.failures += 1
         tally.wasted += allocation * call.wall_s
         # how far it would have gone is not in the trace: at the kill it had used what it had
-        larger = sizer.exhausted(call.category, attempt, allocation, allocation, cap, hint=call.hint)
+        larger = sizer.exhausted(
+            call.category, attempt, allocation, allocation, cap, hint=call.hint, spent_s=call.wall_s
+        )
         if larger is None:
             tally.hopeless += 1
             tally.used -= call.memory * call.wall_s

@@ -17,19 +17,47 @@ from lfm_manager.sizing.ratios import Ratios
 WINDOW = 256
 LEARNERS = 4  # results from which an expert on the input size may speak
 OVERHEAD_S = 1.0  # what starting a call again takes, besides its own time
-FAILURE = 1.0  # what a failed attempt costs of its allocation x time
+DOUBT = 5  # calls for which it is believed that outgrowing an allocation costs a call's whole time
 DISCOUNT = 0.995  # of a ratio's weight, per later observation
 PATIENCE = 0.95  # of an expert's loss, per later observation; and how much better a rival must be
 SHORTEST_S = 0.001
 CONSTANT, NEAR, FAR, UPPER = range(4)
 
 
+class _Price:
+    """What outgrowing an allocation costs, as a share of a call's time, up to all of it.
+
+    Learned: next to nothing where calls grow in place, half where nodes are full and calls die half way.
+    """
+
+    __slots__ = ("_calls", "_lost", "_outgrown", "_seconds", "share")
+
+    def __init__(self) -> None:
+        self.share = 1.0
+        self._calls = 0
+        self._seconds = 0.0
+        self._lost = 0.0  # seconds of attempts that were killed
+        self._outgrown = 0.0  # seconds of calls that took more than they would have been given
+
+    def lost(self, spent_s: float) -> None:
+        self._lost += spent_s
+
+    def ended(self, seconds: float, outgrew: bool) -> None:
+        self._calls += 1
+        self._seconds += seconds
+        if outgrew:
+            self._outgrown += seconds
+        believed = DOUBT * self._seconds / self._calls
+        self.share = min(1.0, (believed + self._lost) / (believed + self._outgrown))
+
+
 class _Category:
     """What is known of one category."""
 
-    __slots__ = ("count", "expert", "largest", "losses", "points", "seconds", "windows")
+    __slots__ = ("count", "expert", "largest", "losses", "points", "price", "seconds", "windows")
 
-    def __init__(self) -> None:
+    def __init__(self, price: _Price) -> None:
+        self.price = price
         self.count = 0
         self.largest = 0.0
         self.seconds = 0.0
@@ -41,7 +69,7 @@ class _Category:
     @property
     def failure(self) -> float:
         """What a failed second costs, its share of starting again included."""
-        return FAILURE + OVERHEAD_S * self.count / self.seconds
+        return self.price.share + OVERHEAD_S * self.count / self.seconds
 
     def expected(self, expert: int, x: float) -> float | None:
         """What one expert expects, None where it has nothing to say."""
@@ -79,6 +107,8 @@ class _Category:
         for expert, window in enumerate(self.windows):
             expected = self.expected(expert, x)
             given = self.allocation(expert, expected, failure)
+            if expert == self.expert:
+                self.price.ended(seconds, y > given)
             loss = given - y if given >= y else failure * given + short
             self.losses[expert] = PATIENCE * self.losses[expert] + loss * seconds
             if expected is not None:
@@ -105,6 +135,7 @@ class Auto:
         self._smallest = SMALLEST[resource]
         self._categories: dict[str, _Category] = {}
         self._pool = Pool(OVERHEAD_S)
+        self._price = _Price()
 
     def predict(
         self,
@@ -133,7 +164,7 @@ class Auto:
         self._pool.add(category, measured, seconds, hint)
         known = self._categories.get(category)
         if known is None:
-            known = self._categories[category] = _Category()
+            known = self._categories[category] = _Category(self._price)
         known.learn(input_bytes if 0 < input_bytes < inf else 0.0, measured, seconds)
 
     def exhausted(
@@ -145,8 +176,13 @@ class Auto:
         cap: float,
         *,
         hint: float | None = None,
+        spent_s: float | None = None,
     ) -> float | None:
         known = self._categories.get(category)
+        if spent_s is None:
+            spent_s = known.seconds / known.count if known is not None else 0.0
+        if 0 <= spent_s < inf:
+            self._price.lost(spent_s)
         wanted = _unseen_rung(allocation, hint) if known is None else _rung(known, attempt, allocation)
         return next_rung(wanted, allocation, measured, cap)
 

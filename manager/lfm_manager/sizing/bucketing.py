@@ -106,6 +106,7 @@ class Bucketing:
         cap: float,
         *,
         hint: float | None = None,
+        spent_s: float | None = None,
     ) -> float | None:
         known = self._categories.get(category)
         outgrown = max(allocation, measured if usable(measured, 0.0) else 0.0, self._smallest) / self._unit

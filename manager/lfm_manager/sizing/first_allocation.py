@@ -118,6 +118,7 @@ class FirstAllocation:
         cap: float,
         *,
         hint: float | None = None,
+        spent_s: float | None = None,
     ) -> float | None:
         known = self._categories.get(category)
         wanted = cap

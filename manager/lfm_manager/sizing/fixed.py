@@ -30,5 +30,6 @@ class Fixed:
         cap: float,
         *,
         hint: float | None = None,
+        spent_s: float | None = None,
     ) -> float | None:
         return None

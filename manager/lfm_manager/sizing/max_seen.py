@@ -40,6 +40,7 @@ class MaxSeen:
         cap: float,
         *,
         hint: float | None = None,
+        spent_s: float | None = None,
     ) -> float | None:
         return next_rung(cap, allocation, measured, cap)
 

@@ -49,9 +49,10 @@ class Sizer(Protocol):
         cap: float,
         *,
         hint: float | None = None,
+        spent_s: float | None = None,
     ) -> float | None:
         """The next allocation after attempt number ``attempt`` (from 1) was too small; None: ``cap`` was too small.
 
-        Also the rung to which a running call's limit may grow in place: ask with what it holds now.
+        ``spent_s`` is how long the attempt lived; not given, it is taken to be as long as a whole call.
         """
         ...

@@ -32,5 +32,6 @@ class WholeWorker:
         cap: float,
         *,
         hint: float | None = None,
+        spent_s: float | None = None,
     ) -> float | None:
         return next_rung(cap, allocation, measured, cap)  # a smaller worker took the first attempt
