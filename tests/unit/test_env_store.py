@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lfm_manager.environments.cli import differences, environment_yml, requirements
+from lfm_manager.environments.problems import BuildFailed
 from lfm_manager.environments.store import Built, Store
 
 
@@ -104,3 +105,11 @@ def test_differences_and_exports(store: Store) -> None:
     assert environment_yml(b).splitlines() == [
         "name: lfm-bb", "dependencies:", "  - python=3.11.7", "  - pip", "  - pip:", "      - numpy==2.1", "      - rdkit==1",
     ]  # fmt: skip
+
+
+def test_a_store_that_others_can_write_to_is_refused(store: Store) -> None:
+    put(store, "aa")
+    store.root.chmod(0o777)
+    with pytest.raises(BuildFailed, match="not yours alone") as failure, store.building("bb"):
+        pass
+    assert "LFM_CACHE" in failure.value.hint

@@ -16,8 +16,8 @@ from lfm_manager.environments.store import Built, Store
 
 def build_command(plan: Path, store: Path, result: Path) -> list[str]:
     """What to run to build the plan in a file."""
-    return [
-        sys.executable, "-m", "lfm_manager.environments.build",
+    return [  # -P: nothing in the folder we stand in shadows ours
+        sys.executable, "-P", "-m", "lfm_manager.environments.build",
         "--plan", str(plan), "--store", str(store), "--result", str(result),
     ]  # fmt: skip
 

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from lfm_manager.environments import elf
-from lfm_manager.environments.places import locked
+from lfm_manager.environments.places import locked, private
 
 PACKER = "1"  # raise it when the same input gives other files: old packages are then left alone
 
@@ -113,6 +113,7 @@ class Packages:
             if total - freed <= keep_bytes or time.time() - used < 3600:
                 break
             shutil.rmtree(path, ignore_errors=True)
+            self.lock_path(path.name).unlink(missing_ok=True)
             removed, freed = removed + 1, freed + size
         return removed, freed
 
@@ -129,7 +130,8 @@ class Draft:
         self._glibc = 0
 
     def __enter__(self) -> Draft:
-        self.path.mkdir(parents=True)
+        private(self._root)
+        self.path.mkdir()
         return self
 
     def __exit__(

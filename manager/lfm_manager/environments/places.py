@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lfm.protocol.resources import parse_size
+from lfm_manager.environments.problems import BuildFailed
 
 
 def cache_root() -> Path:
@@ -32,6 +33,18 @@ def packages_root() -> Path:
     return cache_root() / "packages"
 
 
+def private(folder: Path) -> Path:
+    """``folder``, made if need be; BuildFailed if others could put something there that we would run."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = folder.stat()
+    if state.st_uid != os.geteuid() or state.st_mode & 0o022:
+        raise BuildFailed(
+            f"{folder} is not yours alone to write to",
+            hint=f"chmod go-w {folder}, or set LFM_CACHE to a folder of your own",
+        )
+    return folder
+
+
 def cache_limit() -> int:
     """Bytes that packed environments may take, and packages as much again: ``$LFM_CACHE_LIMIT``, default 20 GB."""
     try:
@@ -43,7 +56,7 @@ def cache_limit() -> int:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock among processes; waits.  The lock ends with its process, so none is ever stale."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lfm_manager.environments.places import environments_root, is_locked, locked
+from lfm_manager.environments.places import environments_root, is_locked, locked, private
 
 SUFFIX = ".tar.zst"
 
@@ -88,7 +88,7 @@ class Store:
     @contextmanager
     def building(self, key: str) -> Iterator[None]:
         """Hold the right to build this key; waits for whoever has it."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        private(self.root)
         with locked(self._lock(key)):
             yield
 

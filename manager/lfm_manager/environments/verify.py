@@ -37,7 +37,7 @@ class Findings:
 def unpack(tarball: Path, digest: str, into: Path) -> Path:
     """As a worker does it, by the same program."""
     done = subprocess.run(
-        [sys.executable, "-m", "lfm_worker.shell.unpack", tarball, digest, into],
+        [sys.executable, "-P", "-m", "lfm_worker.shell.unpack", tarball, digest, into],
         capture_output=True,
         text=True,
         check=False,
