@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -29,6 +30,7 @@ from lfm.monitor.payload import Buffer
 from lfm.protocol.ids import FunctionId
 
 _REMEMBERED = 1024  # functions, analyses, overlays
+_BURST, _BURST_S = 64, 0.05  # looks at the disk within so many seconds
 _References = frozenset[tuple[str, str]]
 
 
@@ -104,6 +106,7 @@ class Packer:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._modules: Modules | None = None
+        self._window, self._looks = 0.0, 0
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
         self._bases: OrderedDict[FunctionId, _Basis] = OrderedDict()
         self._analyses: OrderedDict[Any, tuple[Analysis, Resolved | None]] = OrderedDict()
@@ -122,14 +125,17 @@ class Packer:
         if not callable(fn):
             raise TypeError(f"{fn!r} cannot be called")
         options = options_of(fn)
-        wish = _Wish.of(options, imports, exclude, environment)
         parts = (fn.__func__, fn.__self__) if type(fn) is MethodType else (fn,)
-        key = (*map(id, parts), wish)
+        key = (*map(id, parts), _fixed(imports), _fixed(exclude), _fixed(environment))
         with self._lock:
-            self._refresh()
+            look = self._modules is None or self._may_look()
+            if look:
+                self._refresh()
             entry = self._entries.get(key)
-            if entry is not None and self._fresh(entry, fn, parts):
+            if entry is not None and entry.packed.options == options and self._fresh(entry, fn, parts, look):
                 return entry.packed
+            self._refresh()
+            wish = _Wish.of(options, imports, exclude, environment)
             code, met = pickle_function(fn)
             codes = {function.__code__: Live.of(function) for function in met.functions.values()}
             packed = self._make(_name(fn), options, code, wish, frozenset(met.references), codes)
@@ -172,15 +178,25 @@ class Packer:
                 cache.clear()
         return self._modules
 
-    def _fresh(self, entry: _Entry, fn: Any, parts: tuple[Any, ...]) -> bool:
+    def _may_look(self) -> bool:
+        """Whether to look at the disk: always, but in a burst of submits only now and then."""
+        now = time.monotonic()
+        if now >= self._window:
+            self._window, self._looks = now + _BURST_S, 0
+        self._looks += 1
+        return self._looks <= _BURST
+
+    def _fresh(self, entry: _Entry, fn: Any, parts: tuple[Any, ...], look: bool) -> bool:
+        for reference, part in zip(entry.alive, parts, strict=True):
+            if reference() is not part:
+                return False
+        if entry.token != state.token(fn):
+            return False
+        for reference, token in entry.others:
+            if (function := reference()) is None or token != state.token(function):
+                return False
         basis = self._bases.get(entry.packed.function)
-        return (
-            basis is not None
-            and all(ref() is part for ref, part in zip(entry.alive, parts, strict=True))
-            and entry.token == state.token(fn)
-            and all((f := ref()) is not None and token == state.token(f) for ref, token in entry.others)
-            and not basis.stale()
-        )
+        return basis is not None and not (look and basis.stale())
 
     def _remember(self, key: Any, parts: tuple[Any, ...], fn: Any, packed: Packed, met: Met) -> None:
         entries = weakref.ref(self)
@@ -298,6 +314,15 @@ class Packer:
 
 def _layer_key(analysis: Analysis) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(sorted(analysis.local)), tuple(sorted(analysis.editables))
+
+
+def _fixed(names: Any) -> Any:
+    """Names as part of a key."""
+    return (
+        names
+        if names is None or isinstance(names, str | tuple) or hasattr(names, "__fspath__")
+        else tuple(names)
+    )
 
 
 def _name(fn: Any) -> str:

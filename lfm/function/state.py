@@ -15,6 +15,7 @@ from typing import Any
 
 LIMIT = 256  # nodes of a value that are looked at
 _SMALL = 4096  # bytes of a buffer that are compared
+_ALONE = frozenset({FunctionType, type, ModuleType})
 _PLAIN = frozenset({int, float, complex, bool, type(None)})
 
 
@@ -49,14 +50,17 @@ def identity(obj: Any) -> Any:
 class _Teller:
     """Makes one token, within a budget of nodes."""
 
+    __slots__ = ("inside", "left")
+
     def __init__(self) -> None:
         self.left = LIMIT
         self.inside: set[int] = set()
 
     def callable(self, obj: Any) -> Any:
-        if type(obj) is FunctionType:
+        kind = type(obj)
+        if kind is FunctionType:
             return self.function(obj)
-        if type(obj) is MethodType:
+        if kind is MethodType:
             return self.callable(obj.__func__), self.value(obj.__self__)
         if isinstance(obj, functools.partial):
             return self.callable(obj.func), self.value(obj.args), self.value(obj.keywords)
@@ -64,15 +68,15 @@ class _Teller:
 
     def function(self, function: FunctionType) -> Any:
         code, names = function.__code__, function.__globals__
-        cells = tuple(self.cell(cell) for cell in function.__closure__ or ())
-        used = tuple(self.value(names[name]) for name in global_names(code) if name in names)
-        return (
-            _Same(code),
-            self.value(function.__defaults__),
-            self.value(function.__kwdefaults__),
-            cells,
-            used,
-        )
+        parts: list[Any] = [weakref.ref(code)]  # compared by value, as the others of _ALONE by identity
+        for held in (function.__defaults__, function.__kwdefaults__):
+            parts.append(held if held is None else self.value(held))
+        for cell in function.__closure__ or ():
+            parts.append(self.cell(cell))
+        for name in global_names(code):
+            if name in names:
+                parts.append(self.value(names[name]))
+        return parts
 
     def cell(self, cell: Any) -> Any:
         try:
@@ -87,7 +91,9 @@ class _Teller:
         if kind is str or kind is bytes:
             return kind, len(obj), hash(obj)  # both remember their hash
         self.left -= 1
-        if self.left < 0 or id(obj) in self.inside or kind in (FunctionType, type, ModuleType):
+        if kind in _ALONE:
+            return weakref.ref(obj)
+        if self.left < 0 or id(obj) in self.inside:
             return identity(obj)
         self.inside.add(id(obj))
         try:
