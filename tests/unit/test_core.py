@@ -50,7 +50,7 @@ class Constant:
     def succeeded(self, category: str, input_bytes: float, measured: float, wall_s: float, *, hint: float | None = None) -> None:
         self.learned.append(measured)
 
-    def exhausted(self, category: str, attempt: int, allocation: float, measured: float, cap: float, *, hint: float | None = None) -> float | None:
+    def exhausted(self, category: str, attempt: int, allocation: float, measured: float, cap: float, *, hint: float | None = None, spent_s: float | None = None) -> float | None:
         return allocation * 2
 
 

@@ -312,14 +312,17 @@ class Calls:
         tries = task.tries
         if spent.resource == "memory":
             tries.memory += 1
-            rung = self._sizes.next_rung(task, "memory", placed.allocation.memory, spent.measured, tries.memory)
-            task.least_memory = rung or task.least_memory
+            given, failures = placed.allocation.memory, tries.memory
         else:
             tries.disk += 1
-            rung = self._sizes.next_rung(task, "disk", placed.allocation.disk, spent.measured, tries.disk)
-            task.least_disk = rung or task.least_disk
+            given, failures = placed.allocation.disk, tries.disk
+        rung = self._sizes.next_rung(task, spent.resource, given, spent.measured, failures, spent.at_s)
         if rung is None:
             return False
+        if spent.resource == "memory":
+            task.least_memory = rung
+        else:
+            task.least_disk = rung
         self._await(task, now)
         return True
 

@@ -62,6 +62,7 @@ class Little:
         self._sizer.succeeded(category, input_bytes, measured, wall_s, hint=hint)
 
     def exhausted(
-        self, category: str, attempt: int, allocation: float, measured: float, cap: float, *, hint: float | None = None
+        self, category: str, attempt: int, allocation: float, measured: float, cap: float, *,
+        hint: float | None = None, spent_s: float | None = None,
     ) -> float | None:
-        return self._sizer.exhausted(category, attempt, allocation, measured, cap, hint=hint)
+        return self._sizer.exhausted(category, attempt, allocation, measured, cap, hint=hint, spent_s=spent_s)

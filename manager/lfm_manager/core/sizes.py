@@ -91,13 +91,15 @@ class Sizes:
             size = cap
         return min(cap, max(LEAST, _whole(size)))
 
-    def next_rung(self, task: Task, resource: str, allocation: int, measured: float, failures: int) -> int | None:
+    def next_rung(
+        self, task: Task, resource: str, allocation: int, measured: float, failures: int, spent_s: float
+    ) -> int | None:
         """What to give after an automatic allocation was too small; None: there is no more to give."""
         cap: int = getattr(self.largest, resource)
         if allocation >= cap:
             return None
         rung = self._sizers[resource].exhausted(
-            task.category.name, failures, allocation, measured, cap
+            task.category.name, failures, allocation, measured, cap, spent_s=spent_s
         )
         if rung is None or not math.isfinite(rung):
             return None
