@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,9 +93,14 @@ def _has_pip(python: str) -> bool:
 
 
 def _complaint(text: str) -> str:
-    lines = [line.strip(" ×╰─▶│") for line in text.splitlines() if line.strip(" ×╰─▶│")]
-    errors = [line for line in lines if line.lower().startswith("error")]
-    return " ".join((errors or lines)[-3:]) or "it does not say why"
+    """What uv or pip says is wrong, without its ornaments and its list of every version there ever was."""
+    lines = [line.strip(" ×╰─▶│") for line in text.splitlines()]
+    lines = [re.sub(r"^error:\s*", "", line, flags=re.IGNORECASE) for line in lines if line]
+    told = [
+        line for line in lines if not line.startswith(("No matching distribution", "WARNING", "[notice]"))
+    ]
+    words = " ".join(told[-4:]) or "it does not say why"
+    return re.sub(r"\(from versions: (?:.*, )?([^,)]*, [^,)]*, [^,)]*)\)", r"(the latest are \1)", words)
 
 
 def installed(prefix: Path, requirements: Sequence[str]) -> list[Distribution]:
