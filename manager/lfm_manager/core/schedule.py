@@ -31,6 +31,7 @@ class Placement:
     demand: Demand
 
 
+COMPARED = 32  # workers that fit, of which the best is taken
 BEST: Rank = (-math.inf, False, False, -math.inf, 0)
 
 
@@ -219,8 +220,12 @@ class Scheduler:
         return Placement(queue.head, worker, self.demand(queue))
 
     def _best(self, demand: Demand, queue: Queue, now: float) -> Worker | None:
-        """Of the workers with room: one that holds the environment; then the one with most free memory."""
+        """Of the workers with room: one that holds the environment; then the one with most free memory.
+
+        Of many that fit only the first few are compared, so that a large idle cluster costs no more than a small one.
+        """
         best: Worker | None = None
+        fitting = 0
         rank = (False, -1, 0)
         spent = []
         for worker in self._roomy.values():
@@ -230,6 +235,9 @@ class Scheduler:
                 mine = (demand.digest in worker.environments, worker.free_memory, -worker.peer)
                 if best is None or mine > rank:
                     best, rank = worker, mine
+                fitting += 1
+                if fitting == COMPARED:
+                    break
         for peer in spent:
             del self._roomy[peer]
         return best
