@@ -187,8 +187,7 @@ class Walk:
         if not name or self.excluded(name):
             return
         if _top(name) == "lfm":
-            absent = set(statement.names) - inside.NAMES if name == "lfm" else name not in inside.MODULES
-            if absent and not place.top:
+            if not place.top and not inside.holds(name, statement.names):
                 self.need_lfm(place.at(statement.line))
             return
         found = self.modules.find(name)
@@ -220,7 +219,7 @@ class Walk:
             self.dotted(name if target.whole else _top(name), rest, place, line)
             return
         if _top(name) == "lfm":
-            if not place.top and name == "lfm" and target.attribute not in inside.NAMES:
+            if not place.top and not inside.holds(name, (target.attribute,)):
                 self.need_lfm(place.at(line))
             return
         found = self.modules.find(name)
@@ -234,11 +233,7 @@ class Walk:
         if self.excluded(name):
             return
         if _top(name) == "lfm":
-            if (
-                not place.top
-                and name not in inside.MODULES - {"lfm"}
-                and not (rest and rest[0] in inside.NAMES)
-            ):
+            if not place.top and not inside.holds(name, rest[:1] or ("lfm as a whole",)):
                 self.need_lfm(place.at(line))
             return
         found = self.modules.find(name)
@@ -410,7 +405,7 @@ class Walk:
             return
         raise AnalysisError(
             f"{place.who} imports {name!r} ({where}), which is not installed here: "
-            f"install it, or leave it out with exclude=[{name!r}]",
+            f"install it, or leave it out with exclude=[{nearest!r}]",
             module=name, file=place.file, line=statement.line,
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ which need the standard library only, and in place of the rest something that sa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 _FILES = ("lfm.errors", "lfm.options", "lfm.function.task", "lfm.protocol.resources", "lfm.monitor.usage")
@@ -17,7 +18,10 @@ NAMES = frozenset({
     "ConnectionFailed", "EnvironmentFailed", "RemoteError", "ResourceExhausted", "Unschedulable", "WorkerLost",
 })  # fmt: skip
 
-_FACE = '''"""lfm as a call sees it: its decorator and its exceptions."""
+_FACE = '''"""lfm as a call sees it: its decorator and its exceptions, and in place of the rest what says so when used."""
+
+import sys
+from importlib.machinery import ModuleSpec
 
 from lfm import errors
 from lfm.errors import *
@@ -27,17 +31,43 @@ from lfm.protocol.resources import Resources, Usage
 __version__ = {version!r}
 
 
-def __getattr__(name):
-    if name.startswith("__"):
-        raise AttributeError(name)
+def _absent(module):
+    def __getattr__(name):
+        if name.startswith("__"):
+            raise AttributeError(name)
 
-    class Absent:
         def __init__(self, *args, **kwargs):
-            raise RuntimeError(f"lfm.{{name}} is not in this call's environment; ask for it with imports=['lfm']")
+            raise RuntimeError(f"{{module}}.{{name}} is not in this call's environment; ask for it with imports=['lfm']")
 
-    Absent.__name__ = Absent.__qualname__ = name
-    return Absent
+        return type(name, (), {{"__init__": __init__, "__module__": module}})
+
+    return __getattr__
+
+
+class _Absent:
+    """Finds, after all others, the modules of lfm that are not here, so that importing them alone is no error."""
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return ModuleSpec(name, cls, is_package=True) if name.startswith("lfm.") else None
+
+    @staticmethod
+    def create_module(spec):
+        return None
+
+    @staticmethod
+    def exec_module(module):
+        module.__getattr__ = _absent(module.__name__)
+
+
+sys.meta_path.append(_Absent)
+__getattr__ = _absent("lfm")
 '''
+
+
+def holds(module: str, names: Iterable[str]) -> bool:
+    """Whether ``names`` of one of lfm's modules are there in every call."""
+    return NAMES.issuperset(names) if module == "lfm" else module in MODULES
 
 
 def files() -> dict[str, bytes]:

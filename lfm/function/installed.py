@@ -235,12 +235,10 @@ class Installed:
     def _look(self, folder: str) -> None:
         with os.scandir(folder) as entries:
             metadata = sorted(e.path for e in entries if e.name.endswith((".dist-info", ".egg-info")))
-        # A source tree's own *.egg-info lies beside its code and installs nothing.
-        source = any(
-            os.path.exists(os.path.join(folder, n)) for n in ("pyproject.toml", "setup.py", "setup.cfg")
-        )
-        metadata = [m for m in metadata if not (source and m.endswith(".egg-info"))]
-        if metadata or os.path.basename(folder).endswith("-packages"):
+        site = os.path.basename(folder).endswith("-packages")
+        if not site:  # there an *.egg-info is a source tree's own, and installs nothing
+            metadata = [m for m in metadata if m.endswith(".dist-info")]
+        if metadata or site:
             self.sites[folder] = [Installation(m) for m in metadata]
             self.stamps[folder] = os.stat(folder).st_mtime_ns
 

@@ -21,7 +21,7 @@ from lfm.function import explicit, overlay, state
 from lfm.function.analyse import Analysis, Live, Walk
 from lfm.function.handle import Handle
 from lfm.function.installed import Installed
-from lfm.function.modules import Modules
+from lfm.function.modules import Kind, Modules
 from lfm.function.pickling import Met, pickle_function, pickle_object
 from lfm.function.plan import Plan
 from lfm.function.resolve import Resolved, resolve
@@ -266,7 +266,8 @@ class Packer:
             for one in new:  # the user's own, required by an installed one: into the overlay, whole
                 analysis.editables[one.name] = one
                 for top in one.tops:
-                    walk.asked(top, f"required through {one.name}")
+                    if modules.find(top).kind is not Kind.MISSING:
+                        walk.asked(top, f"required through {one.name}")
             walk.finish()
         _put(self._analyses, key, (analysis, resolved))
         return analysis, resolved

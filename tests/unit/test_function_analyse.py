@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import subprocess
 import sys
 import tarfile
 import textwrap
@@ -650,6 +651,9 @@ def test_an_editable_install_of_a_src_layout(world: World) -> None:
         world.install(name)
     folder = world.project / "checkout"
     world.write({"src/mine/__init__.py": "def f():\n    import alpha\n", "src/mine/data.txt": "x"}, folder)
+    world.write(
+        {"src/mine.egg-info/PKG-INFO": "Name: mine\n", "src/mine.egg-info/top_level.txt": "mine\n"}, folder
+    )
     editable(world, "mine", folder)
     sys.path.append(str(folder / "src"))
     packed = Packer().pack(world.module("mine").f)
@@ -803,6 +807,33 @@ def test_lfm_is_not_dragged_along_for_decorating_and_submitting(world: World) ->
     )
     assert needs(Packer().pack(names["plain"])) == set()
     assert holds_lfm(Packer().pack(names["inside"]))
+
+
+def test_what_import_lfm_finds_in_a_call(tmp_path: Path) -> None:
+    for name, data in overlay(Packer().pack(len)).items():
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    code = """
+        import sys
+        sys.path = [p for p in sys.path if "-packages" not in p] + [sys.argv[1]]
+        import lfm
+        from lfm import Executor, ResourceExhausted, Usage, task
+        from lfm.testing import LocalCluster
+        import lfm.executor
+        assert task(memory="1GB")(lambda x: x + 1)(1) == 2 and issubclass(ResourceExhausted, lfm.LfmError)
+        for absent in (Executor, LocalCluster, lfm.executor.Executor):
+            try:
+                absent()
+            except RuntimeError as error:
+                assert "imports=['lfm']" in str(error)
+            else:
+                raise SystemExit("no error")
+        assert not hasattr(lfm, "__wrapped__")
+        """
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", textwrap.dedent(code), str(tmp_path / "lib")],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 # ---------------------------------------------------------------- caching
