@@ -5,6 +5,7 @@ receiver says how far it has come, and what it has not come to is sent again.  A
 whose first is its header::
 
     D first acknowledged   data: the frames that follow are numbered from ``first``
+    M first acknowledged   the same, but many small frames as one: u32 length, content, u32 length, ...
     P last  acknowledged   ping: an answer (any packet) is wanted; ``last`` is the newest number sent
     A last  acknowledged   the same, and no answer is wanted
     N last  acknowledged   something is missing: send again from acknowledged + 1
@@ -20,12 +21,13 @@ from collections import deque
 from lfm.errors import ProtocolError
 
 HEADER = struct.Struct("<cQQ")
-DATA, PING, ACK, AGAIN = b"D", b"P", b"A", b"N"
+DATA, BUNDLE, PING, ACK, AGAIN = b"D", b"M", b"P", b"A", b"N"
 
 WINDOW_FRAMES = 8192  # sent and not acknowledged, at most
 WINDOW_BYTES = 64 << 20
 PACKET_FRAMES = 512
 PACKET_BYTES = 4 << 20
+BUNDLE_BYTES = 1 << 18  # up to which frames are copied into one: a frame of its own costs more than to copy it
 ACK_FRAMES = 256  # acknowledge at the latest after so many
 
 
@@ -75,7 +77,10 @@ class Link:
                 frame = self._out[at + len(frames)]
                 frames.append(frame)
                 size += len(frame)
-            ready.append([HEADER.pack(DATA, self._next, self.received), *frames])
+            if len(frames) > 1 and size <= BUNDLE_BYTES:
+                ready.append([HEADER.pack(BUNDLE, self._next, self.received), _bundle(frames)])
+            else:
+                ready.append([HEADER.pack(DATA, self._next, self.received), *frames])
             self._next += len(frames)
             self._newest = max(self._newest, self._next - 1)
             self._bytes += size
@@ -97,8 +102,8 @@ class Link:
         except struct.error:
             raise ProtocolError("not a packet") from None
         self.acknowledge(acknowledged)
-        if kind == DATA:
-            frames = packet[1:]
+        if kind in (DATA, BUNDLE):
+            frames = packet[1:] if kind == DATA else _unbundle(packet)
             if number > self.received + 1:
                 return [], AGAIN
             new = frames[self.received + 1 - number :]
@@ -131,3 +136,30 @@ class Link:
         self.acknowledge(received)
         self._next = self._first
         self._bytes = 0
+
+
+_LENGTH = struct.Struct("<I")
+
+
+def _bundle(frames: list[bytes]) -> bytes:
+    pieces: list[bytes] = []
+    for frame in frames:
+        pieces += (_LENGTH.pack(len(frame)), frame)
+    return b"".join(pieces)
+
+
+def _unbundle(packet: list[bytes]) -> list[bytes]:
+    """ProtocolError if it is no bundle."""
+    if len(packet) != 2:
+        raise ProtocolError("not a packet")
+    body, at, frames = packet[1], 0, []
+    try:
+        while at < len(body):
+            (length,) = _LENGTH.unpack_from(body, at)
+            frames.append(body[at + 4 : at + 4 + length])
+            at += 4 + length
+    except struct.error:
+        raise ProtocolError("not a packet") from None
+    if at != len(body):
+        raise ProtocolError("a packet that is cut short")
+    return frames

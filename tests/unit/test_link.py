@@ -1,9 +1,11 @@
 """A link delivers every frame once and in order, whatever the wire loses."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lfm.protocol.link import AGAIN, PING, Link
+from lfm.errors import ProtocolError
+from lfm.protocol.link import AGAIN, BUNDLE, HEADER, PING, Link
 
 
 class Wire:
@@ -89,3 +91,26 @@ def test_what_exceeds_the_window_waits_in_order() -> None:
             got += other.receive(packet)[0]
         one.receive(other.control(b"A"))
     assert got == frames
+
+
+def test_small_frames_travel_as_one() -> None:
+    one, other = Link(), Link()
+    for n in range(300):
+        one.push(b"x" * n)
+    packets = one.packets()
+    assert [len(p) for p in packets] == [2]
+    assert other.receive(packets[0])[0] == [b"x" * n for n in range(300)]
+
+
+def test_large_frames_are_not_copied() -> None:
+    one, large = Link(), bytes(1 << 20)
+    one.push(b"small")
+    one.push(large)
+    [packet] = one.packets()
+    assert packet[2] is large
+
+
+@pytest.mark.parametrize("body", [b"\x01", b"\x05\0\0\0abc", b"\0\0\0\0\xff"])
+def test_a_broken_bundle_is_refused(body: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        Link().receive([HEADER.pack(BUNDLE, 1, 0), body])
