@@ -1,6 +1,7 @@
 """The auto sizer against cases that were worked out by hand."""
 
 from math import exp, inf, log, nan
+from random import Random
 
 import pytest
 
@@ -248,8 +249,9 @@ def test_names_that_do_not_exist() -> None:
 def test_outgrowing_gets_cheap_where_it_costs_nothing() -> None:
     def taught(spent_s: float) -> float:
         sizer = make("auto", "memory")
-        for k in range(200):
-            size = (1 + k * 37 % 100 / 10) * GB
+        dice = Random(1)
+        for _ in range(200):
+            size = dice.uniform(1, 11) * GB
             if sizer.predict("a", 0, None, CAP) < size and spent_s:
                 sizer.exhausted("a", 1, GB, GB, CAP, spent_s=spent_s)
             sizer.succeeded("a", 0, size, 100)
@@ -258,3 +260,27 @@ def test_outgrowing_gets_cheap_where_it_costs_nothing() -> None:
     dear, cheap = taught(100), taught(0)  # killed at its end each time; never killed: it grew in place
     assert cheap < 0.8 * dear
     assert taught(1e9) == dear  # never dearer than a whole call
+
+
+def test_needs_that_grow_are_followed() -> None:
+    sizer = make("auto", "memory")
+    for k in range(100):
+        sizer.succeeded("a", 0, (1 + 0.1 * k) * GB, 60)
+    assert 11 * GB <= sizer.predict("a", 0, None, CAP) < 12 * GB
+
+
+def test_needs_that_fall_are_followed() -> None:
+    sizer = make("auto", "memory")
+    for k in range(100):
+        sizer.succeeded("a", 30, (11 - 0.1 * k) * GB, 60)  # thirty bytes of input say nothing
+    assert sizer.predict("a", 30, None, CAP) < 2 * GB
+
+
+def test_once_inputs_have_sizes_these_are_what_counts() -> None:
+    sizer = make("auto", "memory")
+    for k in range(20):
+        sizer.succeeded("a", 0, (1 + k) * GB, 60)
+    for k in range(60):
+        x = (1 + k * 37 % 50) * 1e6
+        sizer.succeeded("a", x, 100 * x, 60)
+    assert 1e8 <= sizer.predict("a", 1e6, None, CAP) < 1 * GB

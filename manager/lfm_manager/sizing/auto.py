@@ -2,7 +2,9 @@
 
 An expert turns a call's input size into an expectation; a window of measured / expected ratios turns that into
 an allocation.  Experts are charged the memory-time that their allocations would have wasted; the cheapest one
-sizes the next call.  Everything is learned per category; a category without a result starts from the pool.
+sizes the next call.  Where calls have no inputs to speak of, the order of results stands for their size, so that
+needs that grow, fall or come in phases are followed.  A category without a result starts from what the first
+calls of all others took.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ DOUBT = 5  # calls for which it is believed that outgrowing an allocation costs 
 DISCOUNT = 0.995  # of a ratio's weight, per later observation
 PATIENCE = 0.95  # of an expert's loss, per later observation; and how much better a rival must be
 SHORTEST_S = 0.001
+TELLING = 1024  # bytes of input below which its size says nothing
+EARNED = 1.25  # how much worse than its loss an expert counts that goes by the order of results alone
 CONSTANT, NEAR, FAR, UPPER = range(4)
 
 
@@ -54,10 +58,11 @@ class _Price:
 class _Category:
     """What is known of one category."""
 
-    __slots__ = ("count", "expert", "largest", "losses", "points", "price", "seconds", "windows")
+    __slots__ = ("count", "expert", "largest", "losses", "points", "price", "seconds", "sized", "windows")
 
     def __init__(self, price: _Price) -> None:
         self.price = price
+        self.sized = False  # whether input sizes are known; else the order of results stands for them
         self.count = 0
         self.largest = 0.0
         self.seconds = 0.0
@@ -75,6 +80,8 @@ class _Category:
         """What one expert expects, None where it has nothing to say."""
         if expert == CONSTANT:
             return 1.0
+        if not self.sized:
+            x = self.count + 1
         if self.count < LEARNERS or x <= 0 or len(self.points.sizes) < LEARNERS:
             return None
         if expert == NEAR:
@@ -91,6 +98,9 @@ class _Category:
         return expected * window.factor(failure)
 
     def learn(self, x: float, y: float, seconds: float) -> None:
+        if x > 0 and not self.sized:
+            self.sized = True
+            self.points = Points()
         if self.count:
             self._charge(x, y, seconds)
         else:
@@ -98,8 +108,8 @@ class _Category:
         self.count += 1
         self.largest = max(self.largest, y)
         self.seconds += seconds
-        if x > 0:
-            self.points.add(x, y)
+        if x > 0 or not self.sized:
+            self.points.add(x if self.sized else self.count, y)
 
     def _charge(self, x: float, y: float, seconds: float) -> None:
         failure = self.failure
@@ -126,7 +136,8 @@ class _Category:
         if len(window) < 2:
             return float("inf")
         window.factor(failure)
-        return self.losses[expert] * window.cost
+        doubt = 1.0 if self.sized or expert == CONSTANT else EARNED
+        return self.losses[expert] * window.cost * doubt
 
 
 class Auto:
@@ -151,7 +162,7 @@ class Auto:
         if known is None:
             size = self._pool.first(hint, self._start, crowd=in_flight > 0)
             return within(max(size, share), hint, cap)
-        expected = known.expected(known.expert, input_bytes)
+        expected = known.expected(known.expert, _telling(input_bytes))
         return within(known.allocation(known.expert, expected, known.failure), hint, cap)
 
     def succeeded(
@@ -165,7 +176,7 @@ class Auto:
         known = self._categories.get(category)
         if known is None:
             known = self._categories[category] = _Category(self._price)
-        known.learn(input_bytes if 0 < input_bytes < inf else 0.0, measured, seconds)
+        known.learn(_telling(input_bytes), measured, seconds)
 
     def exhausted(
         self,
@@ -185,6 +196,11 @@ class Auto:
             self._price.lost(spent_s)
         wanted = _unseen_rung(allocation, hint) if known is None else _rung(known, attempt, allocation)
         return next_rung(wanted, allocation, measured, cap)
+
+
+def _telling(input_bytes: float) -> float:
+    """An input size from which something may be concluded, or 0."""
+    return input_bytes if TELLING <= input_bytes < inf else 0.0
 
 
 def _unseen_rung(allocation: float, hint: float | None) -> float:
