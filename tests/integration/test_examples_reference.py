@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from lfm.cli.main import main
+from lfm.cli.main import lfm
 from lfm.options import Options
 
 REFERENCE = (Path(__file__).resolve().parents[2] / "docs" / "reference.md").read_text()
@@ -27,15 +27,15 @@ def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command
             yield f"{path} {name}", command
 
 
-ALL = [(path, command) for path, command in commands(main, "lfm") if not command.hidden]
+ALL = [(path, command) for path, command in commands(lfm, "lfm") if not command.hidden]
 
 
 @pytest.mark.parametrize("path, command", ALL, ids=[path for path, _ in ALL])
 def test_command(path: str, command: click.Command) -> None:
-    assert path.rpartition(" ")[2] in WORDS
+    assert path.rpartition(" ")[2] in WORDS, "docs/reference.md does not name it"
     options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
     missing = [p.opts[-1] for p in options if not WORDS & {*p.opts, *p.secondary_opts}]
-    assert not missing
+    assert not missing, "docs/reference.md does not name them"
 
 
 @pytest.mark.parametrize("name", [*Options.__dataclass_fields__])
