@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import msgpack
 import zmq
@@ -46,6 +46,8 @@ class Dialer:
         self._early: list[m.Message] = []  # what came with the welcome, for the next receive()
         self._racers: list[zmq.Socket[bytes]] = []  # one per address until one answers
         self._socket: zmq.Socket[bytes] | None = None
+        self._monitors: dict[zmq.Socket[bytes], zmq.Socket[bytes]] = {}  # of each of these: what becomes of its connection
+        self._knows_key = True
         self._pollers: list[zmq.Poller] = []
         self._heard = self._sent = time.monotonic()
         self._ack_due: float | None = None
@@ -58,11 +60,11 @@ class Dialer:
     def register(self, poller: zmq.Poller) -> None:
         """Keep this poller told of the sockets to watch, which change when a connection is dialled anew."""
         self._pollers.append(poller)
-        for one in self._sockets():
+        for one in (*self._sockets(), *self._monitors.values()):
             poller.register(one, zmq.POLLIN)
 
     def owns(self, socket_: object) -> bool:
-        return any(one is socket_ for one in self._sockets())
+        return any(one is socket_ for one in (*self._sockets(), *self._monitors.values()))
 
     def _sockets(self) -> list[zmq.Socket[bytes]]:
         return [self._socket] if self._socket is not None else list(self._racers)
@@ -74,28 +76,25 @@ class Dialer:
         except ConnectionFailed:
             self.close()
             raise
-        trouble = _Monitor(self._racers)
+        poller = zmq.Poller()
+        self.register(poller)
         try:
-            return self._shake_hands(time.monotonic() + timeout, timeout, trouble)
+            return self._shake_hands(time.monotonic() + timeout, timeout, poller)
         except BaseException:
-            trouble.close()  # before the context, which waits for its sockets
             self.close()
             raise
         finally:
-            trouble.close()
+            self._pollers.remove(poller)
 
-    def _shake_hands(self, end: float, timeout: float, trouble: _Monitor) -> m.Welcome:
+    def _shake_hands(self, end: float, timeout: float, poller: zmq.Poller) -> m.Welcome:
         while (left := end - time.monotonic()) > 0:
-            poller = zmq.Poller()
-            for one in [*self._sockets(), *trouble.sockets]:
-                poller.register(one, zmq.POLLIN)
             poller.poll(int(min(left, 1.0) * 1000) + 1)
             heard = self.receive()
             for at, message in enumerate(heard):
                 if isinstance(message, m.Welcome):
                     self._early = heard[at + 1 :]  # it may go on speaking at once
                     return message
-            if trouble.bad_key():
+            if not self._knows_key:
                 raise ConnectionFailed(
                     f"the manager at {self._where()} does not know this key; use its present connection file"
                 )
@@ -138,8 +137,18 @@ class Dialer:
                 if self._socket is None:
                     self._choose(one)
                 news += self._take(packet)
+        self._watch()
         self.flush()
         return news
+
+    def _watch(self) -> None:
+        """What became of the connections: refused for the key, or closed (ZeroMQ dials again by itself)."""
+        for one in list(self._monitors.values()):
+            while one.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                if _event(one.recv_multipart()) == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                    self._knows_key = False
+                elif self._socket is not None and self.lost_since is None:
+                    self.lost_since = time.monotonic()  # until the next sign of life
 
     def _take(self, packet: list[bytes]) -> list[m.Message]:
         kind = packet[0]
@@ -245,20 +254,20 @@ class Dialer:
             one.setsockopt(zmq.CONNECT_TIMEOUT, 2_000)
             one.setsockopt(zmq.RECONNECT_IVL, random.randint(50, 250))  # many workers do not come back at once
             one.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
+            self._monitors[one] = one.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED)
             one.connect(address)
             self._racers.append(one)
             for poller in self._pollers:
                 poller.register(one, zmq.POLLIN)
+                poller.register(self._monitors[one], zmq.POLLIN)
 
     def _choose(self, winner: zmq.Socket[bytes]) -> None:
         """The first address that answers is the one; CURVE has proved that it is our manager."""
-        for one in self._racers:
-            if one is not winner:
-                for poller in self._pollers:
-                    poller.unregister(one)
-                one.close(0)
+        losers = [one for one in self._racers if one is not winner]
         self._racers = []
         self._socket = winner
+        for one in losers:
+            self._drop(one)
 
     def _lose(self, now: float) -> None:
         if self.lost_since is None:
@@ -269,10 +278,17 @@ class Dialer:
 
     def _drop_sockets(self) -> None:
         for one in self._sockets():
-            for poller in self._pollers:
-                poller.unregister(one)
-            one.close()  # with the linger that was set
+            self._drop(one)
         self._racers, self._socket, self._welcomed = [], None, False
+
+    def _drop(self, one: zmq.Socket[bytes]) -> None:
+        monitor = self._monitors.pop(one)
+        for poller in self._pollers:
+            poller.unregister(one)
+            poller.unregister(monitor)
+        one.disable_monitor()
+        monitor.close(0)
+        one.close()  # with the linger that was set
 
     def _say_hello(self) -> None:
         self._welcomed = False
@@ -300,22 +316,3 @@ class Dialer:
 def _event(message: list[bytes]) -> int:
     """What a socket's monitor says.  Read by hand: pyzmq's reader imports asyncio, a tenth of a second at every start."""
     return int.from_bytes(message[0][:2], sys.byteorder)
-
-
-class _Monitor:
-    """Listens, while connecting, for a handshake that failed for our key."""
-
-    def __init__(self, sockets: Iterable[zmq.Socket[bytes]]) -> None:
-        self._watched = list(sockets)
-        self.sockets = [one.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH) for one in self._watched]
-
-    def bad_key(self) -> bool:
-        return any(one.poll(0) and _event(one.recv_multipart()) == zmq.EVENT_HANDSHAKE_FAILED_AUTH for one in self.sockets)
-
-    def close(self) -> None:
-        for one in self._watched:
-            if not one.closed:
-                one.disable_monitor()
-        for one in self.sockets:
-            one.close(0)
-        self._watched, self.sockets = [], []

@@ -228,6 +228,10 @@ def test_a_restarted_manager_says_that_it_forgot(pair: Pair) -> None:
     dialer = pair.connect(find_run(pair.run.path, "client"), client_hello())
     port = pair.listener.port
     pair.listener.close()
+    end = time.monotonic() + DEADLINE
+    while dialer.lost_since is None:  # noticed when the connection closes, not after a silence
+        assert time.monotonic() < end
+        assert dialer.receive() == []
     dialer.send(m.Query(1, "lost with the old manager"))
     again = Pair(pair.run, port)
     pair.listener = again.listener
