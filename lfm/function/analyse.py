@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import os
+import sys
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -89,7 +90,8 @@ class Walk:
         self.words: set[str] = set()
         self.constants: set[str] = set()
         self.entered: set[str] = set()
-        self.reached: set[tuple[str, ...]] = set()
+        self.reached: set[tuple[str, str]] = set()
+        self.chased: set[tuple[str, Chain, bool]] = set()
         self.queue: deque[tuple[Unit, _Place]] = deque()
 
     # ------------------------------------------------------------ what to look at
@@ -121,10 +123,10 @@ class Walk:
         """A module that the user asked for by name; whole, if it is the user's own."""
         found = self.modules.find(name)
         if found.kind is Kind.MISSING:
-            owner = self.modules.installed.named(name)
             if self.elsewhere:
                 self.found.needs.setdefault(name, why)
                 return
+            owner = self.modules.installed.named(name)
             if owner is None:
                 raise AnalysisError(
                     f"imports= asks for {name!r}, which is not installed here: install it, or leave it out",
@@ -283,8 +285,9 @@ class Walk:
         ``top``: that code is run by importing ``name`` itself.
         """
         source = self.source(name)
-        if source is None:
+        if source is None or (name, chain, top) in self.chased:
             return
+        self.chased.add((name, chain, top))  # modules may import each other's names in circles
         first, rest = chain[0], chain[1:]
         found = self.modules.find(name)
         unit = source.units.get(first)
@@ -306,8 +309,7 @@ class Walk:
         for statement in source.top.imports:
             if statement.names == ("*",):
                 name = absolute(statement, self.place(found).package)
-                if name and (name, "*", *chain) not in self.reached and self.defines(name, chain[0]):
-                    self.reached.add((name, "*", *chain))
+                if name and self.defines(name, chain[0]):
                     self.reach(name, chain)
 
     def everything(self, name: str) -> None:
@@ -315,9 +317,7 @@ class Walk:
         self.enter(name)
         if (source := self.source(name)) is not None:
             for defined in (*source.units, *source.top.bound):
-                if (name, defined, "all") not in self.reached:
-                    self.reached.add((name, defined, "all"))
-                    self.reach(name, (defined,))
+                self.reach(name, (defined,))
 
     def source(self, name: str) -> Source | None:
         found = self.modules.find(name)
@@ -411,6 +411,9 @@ class Walk:
 
     def submodule(self, parent: Module, part: str) -> Module | None:
         if parent.places is None:
+            return None
+        value = getattr(sys.modules.get(parent.name), "__dict__", {}).get(part)
+        if value is not None and not isinstance(value, ModuleType):
             return None
         found = self.modules.find(f"{parent.name}.{part}")
         return None if found.kind is Kind.MISSING else found

@@ -31,11 +31,9 @@ _BuffersTo = Callable[[pickle.PickleBuffer], Any]
 
 @dataclass(slots=True)
 class Met:
-    """What a pickle refers to."""
+    """What a pickle refers to.  A reference is (module, qualified name); of a module itself, (module, "")."""
 
-    references: dict[tuple[str, str], None] = field(
-        default_factory=dict
-    )  # (module, qualified name; "" the module)
+    references: dict[tuple[str, str], None] = field(default_factory=dict)
     functions: dict[int, FunctionType] = field(default_factory=dict)  # that travel by value, by id
     handles: dict[str, Handle] = field(default_factory=dict)
 
@@ -49,11 +47,8 @@ class Met:
             return
         # What is neither class nor function may travel as its name too: a cached function says so, of a ufunc
         # its class tells where it is from.
-        named = (
-            obj
-            if isinstance(obj, type | FunctionType | BuiltinFunctionType) or is_wrapper(obj)
-            else type(obj)
-        )
+        nameable = isinstance(obj, type | FunctionType | BuiltinFunctionType) or is_wrapper(obj)
+        named = obj if nameable else type(obj)
         module, name = getattr(named, "__module__", None), getattr(named, "__qualname__", "")
         if not isinstance(module, str):  # a method of a builtin: of whose?
             kind = type(getattr(named, "__self__", None))

@@ -455,6 +455,24 @@ def test_a_script_that_uses_parts_of_its_own_module(world: World) -> None:
     assert needs(packer.pack(names["opaque"])) == {"alpha", "beta"}
 
 
+def test_modules_that_import_each_other_and_themselves(world: World) -> None:
+    world.install("alpha")
+    world.write(
+        {
+            "one.py": "import two\nfrom two import shared, other\nimport one as me\nfrom two import *\n"
+            "def f():\n    return shared, other(), me.g(), missing_name\ndef g():\n    import alpha\n",
+            "two.py": "from one import *\nimport one\ndef other():\n    return one.shared\nshared = 1\n",
+        }
+    )
+    names = world.main("def f():\n    import one\n    return one.f()\n")
+    assert needs(Packer().pack(names["f"])) == {"alpha"}
+    world.write(
+        {"three.py": "from four import x\ndef f():\n    return x\n", "four.py": "from three import x\n"}
+    )
+    names = world.main("def f():\n    import three\n    return three.f()\n")
+    assert sources(Packer().pack(names["f"])) == {"three.py", "four.py"}
+
+
 def test_a_module_that_does_not_compile_and_one_that_vanished(world: World) -> None:
     world.write({"broken.py": "def f(:\n"})
     names = world.main("def f():\n    import broken\n")
