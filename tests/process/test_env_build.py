@@ -353,9 +353,15 @@ def test_an_interpreter_that_is_not_there(store: Store) -> None:
     made = plan()
     assert made.interpreter is not None
     away = type(made.interpreter)(**{**_fields(made.interpreter), "executable": "/nowhere/python"})
-    with pytest.raises(BuildFailed, match="cannot be run") as failure:
-        build(Plan("python", "away", away), store)
+    with pytest.raises(BuildFailed, match="/nowhere/python of login-7") as failure:
+        build(Plan("python", "away", away, host="login-7"), store)
     assert failure.value.hint
+
+
+def test_a_part_of_the_standard_library_that_is_left_out(store: Store) -> None:
+    with pytest.raises(BuildFailed, match="idlelib") as failure:
+        build(plan(verify=("idlelib.config",)), store)
+    assert "left out" in failure.value.hint
 
 
 def test_a_full_disk_is_said_in_words(store: Store, tmp_path: Path) -> None:
@@ -367,7 +373,7 @@ def test_a_full_disk_is_said_in_words(store: Store, tmp_path: Path) -> None:
     if shutil.which("bash") is None:
         pytest.skip("needs bash")
     subprocess.run(
-        [*limit, sys.executable, "-c", code, *command[3:]], capture_output=True, check=False, timeout=300
+        [*limit, sys.executable, "-c", code, *command[4:]], capture_output=True, check=False, timeout=300
     )
     error = json.loads(result.read_text())["error"]
     assert "File too large" in error["reason"] or "no space" in error["reason"]

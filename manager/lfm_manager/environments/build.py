@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shutil
 import sys
 import time
@@ -72,7 +73,19 @@ def _make(plan: Plan, store: Store, work: Path, started: float, report: Report, 
     return store.publish(tarball, built)
 
 
+def _check_in_sight(plan: Plan) -> None:
+    """A plan speaks of the client's disk."""
+    executable = plan.interpreter.executable if plan.interpreter else ""
+    if plan.kind in ("python", "conda") and executable and not os.access(executable, os.X_OK):
+        where = plan.host if plan.host and plan.host != platform.node() else "the client"
+        raise BuildFailed(
+            f"{executable} of {where} is not in sight of the machine that builds environments",
+            hint="start the manager where your Python is, or name what you need with environment=",
+        )
+
+
 def assemble(plan: Plan, work: Path, packages: Packages, report: Report) -> Assembled:
+    _check_in_sight(plan)
     match plan.kind:
         case "python":
             return _from_distributions(plan, work, packages, report)

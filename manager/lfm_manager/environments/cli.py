@@ -273,16 +273,20 @@ def export(environment: str, output: Path | None, kind: str | None) -> None:
 @click.option(
     "--keep", metavar="SIZE", help="How much of each cache may stay.  [default: LFM_CACHE_LIMIT, else 20GB]"
 )
-@click.option("--all", "everything", is_flag=True, help="Empty both caches.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Empty them, and what was fetched from conda channels."
+)
 @json_option
 def gc(keep: str | None, everything: bool, as_json: bool) -> None:
     """Remove what was used longest ago: packed environments, and the packages they were made of.
 
     Nothing that is being built, or that a manager holds, goes.  What is needed again is built again.
     """
+    import shutil
+
     from lfm.protocol.resources import parse_size
     from lfm_manager.environments.packages import Packages
-    from lfm_manager.environments.places import cache_limit, packages_root
+    from lfm_manager.environments.places import cache_limit, conda_root, packages_root
 
     try:
         bound = 0 if everything else parse_size(keep) if keep else cache_limit()
@@ -290,6 +294,8 @@ def gc(keep: str | None, everything: bool, as_json: bool) -> None:
         raise click.UsageError(str(error)) from error
     removed = _store().gc(bound)
     packages, freed = Packages(packages_root()).gc(bound)
+    if everything:
+        shutil.rmtree(conda_root(), ignore_errors=True)
     freed += sum(built.bytes for built in removed)
     if as_json:
         keys = [built.key for built in removed]

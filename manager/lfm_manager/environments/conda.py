@@ -22,7 +22,7 @@ from lfm.function.plan import Distribution, Plan
 from lfm_manager.environments import archive, bytecode, distributions, elf, interpreter, wheels
 from lfm_manager.environments.assembled import Assembled, forbidden_folders
 from lfm_manager.environments.packages import Packages
-from lfm_manager.environments.places import cache_root
+from lfm_manager.environments.places import conda_root
 from lfm_manager.environments.problems import BuildFailed
 from lfm_manager.environments.progress import Report
 from lfm_manager.environments.verify import Client
@@ -115,7 +115,7 @@ def _linked_files(cached: Sequence[Distribution], prefix: Path) -> list[File]:
 def _link(prefix: Path, records: Sequence[RepoDataRecord], caches: Sequence[Path]) -> None:
     """Make ``prefix`` of these packages; taken from ``caches`` where they are there, else fetched into our own."""
     rattler = _rattler()
-    own = cache_root() / "conda" / "pkgs"
+    own = conda_root() / "pkgs"
     own.mkdir(parents=True, exist_ok=True)
     cache = rattler.PackageCache.new_layered([*caches, own])
     try:
@@ -140,7 +140,7 @@ def _caches(records: Sequence[PrefixRecord]) -> list[Path]:
 
 def _solved(specs: Sequence[str], channels: Sequence[str]) -> list[RepoDataRecord]:
     rattler = _rattler()
-    store = cache_root() / "conda" / "repodata"
+    store = conda_root() / "repodata"
     store.mkdir(parents=True, exist_ok=True)
 
     async def solve() -> list[RepoDataRecord]:

@@ -3,7 +3,7 @@
 """The client's CPython as a package: binary, libpython, standard library and the libraries these need.
 
 Nothing in it names the place it came from: the loader finds libraries by ``$ORIGIN``, Python finds its
-standard library beside its binary.  Parts that no call on a node needs are left behind (``TRIMMED``).
+standard library beside its binary.  Parts that no call on a node needs are left behind (``places.TRIMMED``).
 """
 
 from __future__ import annotations
@@ -19,14 +19,11 @@ from pathlib import Path
 from lfm.function.plan import Interpreter
 from lfm_manager.environments import bytecode, elf
 from lfm_manager.environments.packages import Draft, Package, Packages
-from lfm_manager.environments.places import locked
+from lfm_manager.environments.places import TRIMMED, locked
 from lfm_manager.environments.problems import BuildFailed
 
 _DESCRIBE = Path(__file__).parent / "inside" / "describe.py"
 
-TRIMMED = frozenset(
-    {"test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "pydoc_data", "site-packages", "dist-packages"}
-)  # fmt: skip
 _TRIMMED_FILES = frozenset({"turtle.py", "sitecustomize.py", "EXTERNALLY-MANAGED"})
 _TRIMMED_EXTENSIONS = re.compile(r"^(_tkinter|_test\w*|_xxtestfuzz|xxlimited\w*|_ctypes_test)\.")
 

@@ -14,6 +14,11 @@ from pathlib import Path
 from lfm.protocol.resources import parse_size
 from lfm_manager.environments.problems import BuildFailed
 
+# Parts of a standard library that are left behind.
+TRIMMED = frozenset(
+    {"test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "pydoc_data", "site-packages", "dist-packages"}
+)  # fmt: skip
+
 
 def cache_root() -> Path:
     """``$LFM_CACHE``, else ``$XDG_CACHE_HOME/lfm``, else ``~/.cache/lfm``; absolute."""
@@ -31,6 +36,11 @@ def environments_root() -> Path:
 def packages_root() -> Path:
     """Conda-shaped packages made of installed distributions and interpreters; a cache that may be emptied."""
     return cache_root() / "packages"
+
+
+def conda_root() -> Path:
+    """What was fetched from conda channels."""
+    return cache_root() / "conda"
 
 
 def private(folder: Path) -> Path:

@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lfm_manager.environments.places import TRIMMED
 from lfm_manager.environments.problems import BuildFailed
 
 _PROGRAM = Path(__file__).parent / "inside" / "verify.py"
@@ -97,7 +98,7 @@ def verify(
             if missing and missing != failure["module"]
             else f"{failure['module']} cannot be imported from the packed environment: {_text(failure)}",
             module=missing or str(failure["module"]),
-            hint=f"add it with imports=[{missing!r}]" if missing and missing != failure["module"] else "",
+            hint=_way_out(missing, str(failure["module"])),
         )
     if found.outside:
         path, module = next(iter(found.outside.items()))
@@ -118,6 +119,12 @@ def _fails_there_too(client: Client, failure: dict[str, object]) -> bool:
         env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(client.path)},
     )
     return done.returncode != 0 and str(failure["type"]) in done.stderr
+
+
+def _way_out(missing: str, module: str) -> str:
+    if missing.partition(".")[0] in TRIMMED:
+        return "this part of the standard library is left out: it serves screens, tests or installing"
+    return f"add it with imports=[{missing!r}]" if missing and missing != module else ""
 
 
 def _text(failure: dict[str, object]) -> str:
