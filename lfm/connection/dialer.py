@@ -20,6 +20,7 @@ from lfm.connection.tuning import (
     RESEND_AFTER,
     WELCOME,
     WHO,
+    readable,
     tune,
 )
 from lfm.errors import ConnectionFailed, ProtocolError
@@ -144,7 +145,7 @@ class Dialer:
     def _watch(self) -> None:
         """What became of the connections: refused for the key, or closed (ZeroMQ dials again by itself)."""
         for one in list(self._monitors.values()):
-            while one.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            while readable(one):
                 if _event(one.recv_multipart()) == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     self._knows_key = False
                 elif self._socket is not None and self.lost_since is None:

@@ -26,6 +26,7 @@ from lfm.connection.tuning import (
     SUSPICION,
     WELCOME,
     WHO,
+    readable,
     tune,
 )
 from lfm.errors import ConnectionFailed, ProtocolError
@@ -155,7 +156,7 @@ class Listener:
             except zmq.Again:
                 break
             self._take(first, packet, now, news)
-        if self._closings.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if readable(self._closings):
             self._look_for_closed(now, news)
         return news
 
@@ -324,7 +325,7 @@ class Listener:
 
     def _look_for_closed(self, now: float, news: News) -> None:
         """Some connection was closed; a ROUTER does not say whose, but refuses to send there."""
-        while self._closings.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while readable(self._closings):
             self._closings.recv_multipart()
         self._suspicious_until = now + SUSPICION
         self._tick_at = now

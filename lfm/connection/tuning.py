@@ -23,3 +23,8 @@ def tune(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
+
+
+def readable(socket: zmq.Socket[bytes]) -> bool:
+    """Whether there is something to receive; at a tenth of the price of a poll."""
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
