@@ -19,7 +19,7 @@ from lfm.ending import outcome_of, usage_of
 from lfm.errors import CallCrashed, CallError, EnvironmentFailed, RemoteError, ResourceExhausted
 from lfm.monitor import host, payload, wire
 from lfm.protocol.outcomes import Crashed, EnvironmentBroken, Exhausted, Inline, Payload, Raised, Returned
-from lfm.protocol.resources import Usage, parse_duration, parse_size
+from lfm.protocol.resources import Usage, format_duration, format_size, parse_duration, parse_size
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def monitored(
     with _lock:
         over, value_file = _bench().run(fn, args, kwargs, limits)
         try:
-            return _value(over, value_file), usage_of(over) or Usage()
+            return _value(getattr(fn, "__name__", repr(fn)), over, value_file), usage_of(over) or Usage()
         finally:
             value_file.unlink(missing_ok=True)
 
@@ -132,21 +132,22 @@ def _write(path: Path, pieces: list[payload.Buffer]) -> None:
         file.writelines(pieces)
 
 
-def _value(over: host.Over, file: Path) -> Any:
+def _value(name: str, over: host.Over, file: Path) -> Any:
     for stream, printed in ((sys.stdout, over.stdout), (sys.stderr, over.stderr)):
         if printed:
             stream.write(printed.decode("utf-8", "replace"))
     match outcome_of(over):
         case Returned(value):
             return payload.unpack(_bytes(value, file))
-        case Raised(error, name, text, trace, _):
-            cause = RemoteError(f"{name}: {text}\n\n{trace}", type_name=name, text=text, traceback=trace)
+        case Raised(error, kind, text, trace, _):
+            cause = RemoteError(f"{kind}: {text}\n\n{trace}", type_name=kind, text=text, traceback=trace)
             if error is None:
                 raise cause
             raise payload.unpack(_bytes(error, file)) from cause
         case Exhausted(resource, limit, measured, at):
             raise ResourceExhausted(
-                f"it used {measured:g} of {resource}, more than its limit of {limit:g}, {at:.2f} s after its start",
+                f"{name} used {amount(resource, measured)} of {resource.replace('_', ' ')}, more than its limit of "
+                f"{amount(resource, limit)}, {format_duration(at)} after its start",
                 resource=resource,
                 limit=limit,
                 measured=measured,
@@ -155,7 +156,7 @@ def _value(over: host.Over, file: Path) -> Any:
         case Crashed(number, code, fault, hint):
             how = f"signal {signal.Signals(number).name}" if number else f"exit code {code}"
             raise CallCrashed(
-                f"its process ended with {how}{'; ' + hint if hint else ''}",
+                f"the process of {name} ended with {how}{'; ' + hint if hint else ''}",
                 signal=number,
                 exit_code=code,
                 faulthandler=fault,
@@ -167,6 +168,13 @@ def _value(over: host.Over, file: Path) -> Any:
             )
         case other:
             raise CallError(f"the call could not be monitored: {other}")
+
+
+def amount(resource: str, value: float) -> str:
+    """A limit or a measurement as people read it."""
+    if resource in ("memory", "disk"):
+        return format_size(value)
+    return format_duration(value) if resource == "wall_time" else f"{value:.0f}"
 
 
 def _bytes(value: Payload, file: Path) -> bytearray:

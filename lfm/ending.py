@@ -72,8 +72,10 @@ def usage_of(over: host.Over) -> Usage | None:
             low, high = max(low, result.memory_low), max(high, result.memory_high)
         if result.children:  # it waited for processes that may have lived between two looks
             processes, high = max(processes, 2), max(high, result.memory_high + result.children)
+    if result is None:
+        high = max(high, report.peak_rss)
     low, high = low + report.warm, high + report.warm
-    wall = report.wall_s if result is None else result.wall_s
+    wall = over.wall_s if result is None else result.wall_s
     cores = report.cpu_s / wall if wall > 0 else 0.0
     return Usage(
         wall_s=wall,

@@ -31,7 +31,10 @@ LIMIT_CODE = 152  # what a shell shows for SIGXCPU: the command was ended for a 
 def monitor(
     memory: str | None, wall_time: str | None, processes: int | None, as_json: bool, command: tuple[str, ...]
 ) -> None:
-    """Run COMMAND with its whole process tree measured and bounded; its exit code is this command's."""
+    """Run COMMAND with its whole process tree measured and bounded.
+
+    The exit code is that of COMMAND; 128 + N if signal N ended it; 152 if a limit did.
+    """
     outcome, usage, status = run(command, _limits(memory, wall_time, processes))
     if as_json:
         click.echo(json.dumps(_facts(outcome, usage, status)))
@@ -102,13 +105,14 @@ def _facts(outcome: Outcome, usage: Usage | None, status: int) -> dict[str, Any]
 
 
 def _print(outcome: Outcome, usage: Usage | None) -> None:
+    from lfm.alone import amount
     from lfm.protocol.outcomes import Crashed, Exhausted, Lost
     from lfm.protocol.resources import format_duration, format_size
 
     if isinstance(outcome, Exhausted):
         click.echo(
-            f"lfm monitor: ended for its {outcome.resource.replace('_', ' ')}: {_amount(outcome.resource, outcome.measured)}, "
-            f"limit {_amount(outcome.resource, outcome.limit)}, {format_duration(outcome.at_s)} after its start",
+            f"lfm monitor: ended for its {outcome.resource.replace('_', ' ')}: {amount(outcome.resource, outcome.measured)}, "
+            f"limit {amount(outcome.resource, outcome.limit)}, {format_duration(outcome.at_s)} after its start",
             err=True,
         )
     elif isinstance(outcome, Crashed) and outcome.signal:
@@ -124,14 +128,6 @@ def _print(outcome: Outcome, usage: Usage | None) -> None:
             f"processes {usage.processes}, threads {usage.threads}",
             err=True,
         )
-
-
-def _amount(resource: str, value: float) -> str:
-    from lfm.protocol.resources import format_duration, format_size
-
-    if resource in ("memory", "disk"):
-        return format_size(value)
-    return format_duration(value) if resource == "wall_time" else f"{value:.0f}"
 
 
 def _code(outcome: Outcome) -> int:

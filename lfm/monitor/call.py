@@ -25,11 +25,10 @@ from typing import Any, NoReturn
 
 from lfm.monitor import answer, linux, payload, wire
 
-# The page that a slot's processes share: id of the running call (0: none began), its start (monotonic clock),
-# CPU seconds, peak memory (kB) and faults of the process before it; and, written by the forker, the process,
+# The page that a slot's processes share: id of the running call (0: none began), nothing yet, CPU seconds, peak memory (kB) and faults of the process before it; and, written by the forker, the process,
 # the bytes that it holds for a function that it has loaded, and the first process of its namespace.
 PAGE = struct.Struct("<Qddqqqqq")
-PAGE_START = struct.Struct("<Qd")
+PAGE_ID = struct.Struct("<Q")
 PAGE_BASE = struct.Struct("<dqq")
 PAGE_BASE_AT = 16
 PAGE_PID = struct.Struct("<q")
@@ -37,8 +36,10 @@ PAGE_PID_AT = 40
 PAGE_WARM_AT = 48
 PAGE_INIT_AT = 56
 KB = 1024
+ENVIRON: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
+CHUNK, BLOBS, COMMAND = wire.CHUNK, wire.BLOBS, wire.COMMAND
 _PAYLOAD_AT = 64  # where the pickle of a payload without buffers lies
-_ONE_SEGMENT = struct.Struct("<4sIQ")
+_ONE_SEGMENT = b"LFM1" + struct.pack("<I", 1)
 _ONE_SEGMENT_HEAD = struct.Struct("<4sIQ48x")  # with the padding up to the pickle
 _START = bytes(8)  # the id of no call
 _UNSURE = 1 << 20  # bytes of doubt about copied pages from which smaps_rollup is worth its price
@@ -54,31 +55,32 @@ def serve(
     warm: Warm | None = None,
     readv: Callable[..., int] = os.readv,
     loads: Callable[..., Any] = marshal.loads,
+    unpickle: Callable[..., Any] = pickle.loads,
     _exit: Callable[[int], NoReturn] = os._exit,
 ) -> NoReturn:
     """Wait for one call, run it, leave."""
     if page[PAGE_BASE_AT : PAGE_BASE_AT + 8] == _START:  # the first of its kind; its brothers are alike
         used = getrusage(RUSAGE_SELF)
         PAGE_BASE.pack_into(page, PAGE_BASE_AT, used.ru_utime + used.ru_stime, used.ru_maxrss, used.ru_minflt)
-    if not readv(channel, (buffer,)):
+    size = readv(channel, (buffer,))
+    if not size:
         _exit(0)
+    page[:8] = buffer[size - 8 : size]  # from now on it has begun
     began = monotonic()
     work = loads(buffer)
-    PAGE_START.pack_into(page, 0, work[0], began)
-    if work[wire.COMMAND]:
+    if work[COMMAND]:
         answer.become_command(work, channel, lambda: PAGE_BASE.pack_into(page, PAGE_BASE_AT, 0.0, 0, 0))
     stage = "load"
     try:
         settle(work)
         function = warm[1] if warm is not None and warm[0] == work[1] else answer.load_function(work[1])
         data = work[2]
-        magic, segments, size = _ONE_SEGMENT.unpack_from(data) if type(data) is bytes else (b"", 0, 0)
-        if magic == b"LFM1" and segments == 1 and not work[wire.BLOBS]:
-            arguments = pickle.loads(data[_PAYLOAD_AT : _PAYLOAD_AT + size])
+        if data[:8] == _ONE_SEGMENT and not work[BLOBS]:
+            arguments = unpickle(data[_PAYLOAD_AT:])
         else:
-            arguments = answer.load_arguments(data, work[wire.BLOBS])
+            arguments = answer.load_arguments(data, work[BLOBS])
         stage = "call"
-        if work[wire.CHUNK]:
+        if work[CHUNK]:
             value: Any = [function(*args, **kwargs) for args, kwargs in arguments]
         else:
             value = function(*arguments[0], **arguments[1])
@@ -96,11 +98,15 @@ def serve(
         high = answer.exact(low, base_rss * KB)
     children = getrusage(RUSAGE_CHILDREN).ru_maxrss * KB
     took = monotonic() - began
-    head = wire.RESULT.pack(kind, work[0], took, low, high, children, in_file, *map(len, texts), _length(pieces))
+    head = wire.RESULT.pack(kind, work[0], took, low, high, children, in_file, *map(len, texts), sum(map(len, pieces)))
     try:
         os.writev(channel, (head, *texts, *pieces))
     except OSError:
         _exit(1)
+    try:
+        os.rmdir(work[4])  # most calls leave nothing in their sandbox; else the monitor will see to it
+    except OSError:
+        pass
     _exit(0)
 
 
@@ -108,7 +114,7 @@ def settle(work: tuple[Any, ...]) -> None:
     """Directory, environment, affinity, import path."""
     _, _, _, _, sandbox, overlay, paths, environ, cpus, threads = work[:10]
     os.chdir(sandbox)
-    ours = os.environ._data  # type: ignore[attr-defined]
+    ours = ENVIRON
     for name, text in environ.items():
         if ours.get(name) != text:
             os.putenv(name, text)
@@ -133,10 +139,6 @@ def _returned(work: tuple[Any, ...], value: Any) -> tuple[int, int, tuple[bytes,
     if buffers or len(data) > wire.INLINE_LIMIT - _PAYLOAD_AT:
         return answer.returned(work, payload.assemble([data, *(b.raw() for b in buffers)]))
     return wire.RETURNED, 0, wire.NO_TEXTS, (_ONE_SEGMENT_HEAD.pack(b"LFM1", 1, len(data)), data)
-
-
-def _length(pieces: tuple[payload.Buffer, ...]) -> int:
-    return sum(map(len, pieces))
 
 
 def reseed(

@@ -49,6 +49,7 @@ class Over(NamedTuple):
     stderr: bytes = b""
     fault: bytes = b""
     disk: int = 0
+    wall_s: float = 0.0  # from its dispatch to the report
 
 
 class Near(NamedTuple):
@@ -264,7 +265,7 @@ class Host:
             self._tell(slot, wire.simple(wire.WARM, 0, marshal.dumps(key, 4)))
         if slot.job.work.command:
             slot.watched = True
-            self._tell(slot, wire.watch(slot.job.work.id, slot.job.limits, slot.job.work.sandbox))
+            self._tell(slot, wire.watch(slot.job.work.id, slot.began, slot.job.limits, slot.job.work.sandbox))
         self._young.append(slot)
         self._news.append(Began(slot.job.work.id))
 
@@ -295,7 +296,7 @@ class Host:
             if slot.job is not None and not slot.watched and slot.over is None:
                 slot.watched = True
                 job = slot.job
-                self._tell(slot, wire.watch(job.work.id, job.limits, job.work.sandbox))
+                self._tell(slot, wire.watch(job.work.id, slot.began, job.limits, job.work.sandbox))
         while len(self._idle) > 1 and self._idle[0].idle_since + IDLE_AFTER <= now:
             self._retire(self._idle.popleft())
 
@@ -371,18 +372,17 @@ class Host:
         for file, size in zip(slot.files, (report.stdout, report.stderr, report.fault), strict=True):
             if size:
                 os.ftruncate(file, 0)
-        over = Over(job.work.id, result, report, "", out, err, fault)
+        over = Over(job.work.id, result, report, "", out, err, fault, wall_s=time.monotonic() - slot.began)
         if report.id != job.work.id:
             lost = "" if report.verdict else "its process died before it began"
             self._drop(slot, lost, over)
             return
-        if job.owned is not None:
-            # its monitor removes it: a busy disk would hold up the loop of whoever runs us
-            empty = _is_empty(job.owned.path)
+        if job.owned is not None and os.path.lexists(job.owned.path):
+            # an empty one the call has removed itself; its monitor sees to the rest, so that a busy disk does not
+            # hold up the loop of whoever runs us
+            slot.over = over
             self._tell(slot, wire.clean(job.owned))
-            if not empty:
-                slot.over = over
-                return
+            return
         self._finish(slot, over)
 
     def _finish(self, slot: _Slot, over: Over) -> None:
@@ -492,15 +492,6 @@ class Host:
         self._epoll.close()
         os.close(self._log)
         self._gone = self._gone or "closed"
-
-
-def _is_empty(folder: str) -> bool:
-    try:
-        return not os.listdir(folder)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
 
 
 def _environ(python: str) -> dict[str, str]:

@@ -15,7 +15,6 @@ from typing import Any
 
 MAGIC = b"LFM1"
 ALIGN = 64
-_ONE = struct.Struct(f"<4sIQ{ALIGN - 16}x")
 Buffer = bytes | bytearray | memoryview
 
 
@@ -32,8 +31,6 @@ def pack(obj: Any, dumps: Callable[..., bytes] = pickle.dumps) -> list[Buffer]:
 
 def assemble(segments: Sequence[Buffer]) -> list[Buffer]:
     """Header, segments and the padding between them."""
-    if len(segments) == 1:  # most calls' arguments and values
-        return [_ONE.pack(MAGIC, 1, memoryview(segments[0]).nbytes), segments[0]]
     sizes = [memoryview(s).nbytes for s in segments]
     pieces: list[Buffer] = [struct.pack(f"<4sI{len(sizes)}Q", MAGIC, len(sizes), *sizes)]
     at = len(pieces[0])

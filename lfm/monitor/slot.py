@@ -48,6 +48,7 @@ class Monitor:
             self.poll.register(fd, select.POLLIN)
         self.watch: Watch | None = None
         self.muted = 0.0
+        self.printed = False
         self.stray_cpu = 0.0
         self.last = 0  # the call that was reported last
         self.io = b""
@@ -62,13 +63,13 @@ class Monitor:
         control, signals = self.control.fileno(), self.signals
         while True:
             ready = self.poll.poll(self._timeout())
-            printed = False
+            self.printed = False  # the pipes were looked at after the signals: what an ended call printed is seen
             for fd, _ in ready:
                 if fd == control:
                     self._hear()
                 elif fd != signals:
-                    printed = True
-            if printed:
+                    self.printed = True
+            if self.printed:
                 self._pump()
             for fd, _ in ready:
                 if fd == signals:
@@ -120,39 +121,30 @@ class Monitor:
             id, _ = wire.read_simple(data)
             running = self._running()
             if running in (0, id):
-                now = time.monotonic()
-                self._enforce(Breach("killed", 0.0, 0.0, now - call.PAGE.unpack_from(self.page)[1] if running else 0.0))
+                self._enforce(Breach("killed", 0.0, 0.0, 0.0))
         elif kind == wire.WARM:
             self.warm = wire.read_simple(data)[1]
         elif kind == wire.CLEAN:
-            owned = wire.read_clean(data)
-            try:
-                os.rmdir(owned.path)  # nothing in it, most often
-            except FileNotFoundError:
-                pass
-            except OSError:
-                self.control.send(wire.simple(wire.CLEANED, sandbox.remove(owned)))
+            self.control.send(wire.simple(wire.CLEANED, sandbox.remove(wire.read_clean(data))))
 
     def _start_watch(self, data: bytes) -> None:
-        id, limits, folder = wire.read_watch(data)
-        mark, started, _, base, _, pid, _, _ = call.PAGE.unpack_from(self.page)
+        id, began, limits, folder = wire.read_watch(data)
         if id == self.last or self.watch is not None:
             return  # it has ended meanwhile
-        if mark == 0:  # its process is not made yet, or has not come to begin
-            started = pid = 0
-        self.watch = Watch(pid, started, base * call.KB, limits, folder)
+        self.watch = Watch(began, limits, folder)
 
     def _has_begun(self, watch: Watch, now: float) -> bool:
+        """Its process may not be made yet, or have come to begin."""
         if not watch.pid:
-            mark, started, _, base, _, pid, _, _ = call.PAGE.unpack_from(self.page)
+            mark, _, _, base, _, pid, _, _ = call.PAGE.unpack_from(self.page)
             if not mark or not (pid := pid or self._await_pid()):
                 watch.next_look = now + FIRST
                 return False
-            watch.pid, watch.started, watch.base = pid, started, base * call.KB
+            watch.pid, watch.base = pid, base * call.KB
         return True
 
     def _running(self) -> int:
-        return int(call.PAGE_START.unpack_from(self.page)[0])
+        return int(call.PAGE_ID.unpack_from(self.page)[0])
 
     def _tell_near(self) -> None:
         watch = self.watch
@@ -236,17 +228,17 @@ class Monitor:
         self._after(ended, breach)
 
     def _finish(self, over: Reaped, breach: Breach | None) -> None:
-        id, started, base_cpu, _, _, _, _, _ = call.PAGE.unpack_from(self.page)
-        now = time.monotonic()
+        id, _, base_cpu, base_rss, _, _, _, _ = call.PAGE.unpack_from(self.page)
         flags = wire.STARTED if id else 0
         if not self._empty():
             for one in self._end_all():
                 flags |= wire.STRAY
                 self.stray_cpu += one.cpu
-        for stream in (self.stdout, self.stderr):
-            while stream.pump():
-                pass
-        self.control.send(wire.report(self._report(id, over, flags, breach, started, base_cpu, now)))
+        if self.printed or self.muted or flags & wire.STRAY or breach or over.status:
+            for stream in (self.stdout, self.stderr):
+                while stream.pump():
+                    pass
+        self.control.send(wire.report(self._report(id, over, flags, breach, base_cpu, base_rss * call.KB)))
         self.last = id
         clean = not flags & wire.STRAY and over.status == 0
         self._reset(clean)
@@ -281,7 +273,7 @@ class Monitor:
         return [one for one in end_tree(self.children, ()) if one.pid not in (init, forker)]
 
     def _report(
-        self, id: int, over: Reaped, flags: int, breach: Breach | None, started: float, base_cpu: float, now: float
+        self, id: int, over: Reaped, flags: int, breach: Breach | None, base_cpu: float, base_rss: int
     ) -> wire.Report:
         peaks = self.watch.peaks if self.watch else None
         read, written = _parse_io(self.io)
@@ -293,7 +285,6 @@ class Monitor:
             limit=breach.limit if breach else 0.0,
             measured=breach.measured if breach else 0.0,
             at_s=breach.at_s if breach else 0.0,
-            wall_s=now - started if id else 0.0,
             cpu_s=max(0.0, over.cpu - base_cpu) + self.stray_cpu,
             cores_peak=peaks.cores if peaks else 0.0,
             memory_low=peaks.memory_low if peaks else 0,
@@ -302,7 +293,7 @@ class Monitor:
             read=read,
             written=written,
             gpu_memory=0,
-            peak_rss=over.peak_rss,
+            peak_rss=max(0, over.peak_rss - base_rss),
             warm=call.PAGE.unpack_from(self.page)[6],
             processes=peaks.processes if peaks else 1,
             threads=peaks.threads if peaks else 1,
@@ -319,7 +310,7 @@ class Monitor:
         self.stdout.restart()
         self.stderr.restart()
         self.stray_cpu, self.io = 0.0, b""
-        call.PAGE_START.pack_into(self.page, 0, 0, 0.0)
+        call.PAGE_ID.pack_into(self.page, 0, 0)
         call.PAGE_PID.pack_into(self.page, call.PAGE_PID_AT, 0)
         if not clean and self.forker.pid:
             # a call that ended badly shared a process group with the forker: take no chance on its state

@@ -24,6 +24,8 @@ from lfm.monitor.slot import SIGNALS, Monitor
 
 SLOT = struct.Struct("<BI")
 NEW, GONE, READY = 1, 2, 3
+# what most calls are given: changing a variable costs more than finding it as it should be
+_LIKELY = {"LFM_ATTEMPT": "1", "LFM_CORES": "1"}
 FDS = 5  # control, channel, stdout, stderr, fault
 
 
@@ -45,15 +47,19 @@ def main(control_fd: int, settings: str) -> NoReturn:
     gc.collect()
     gc.disable()
     gc.freeze()
+    gathered = linux.collapse_heap()
     told = {
         "fork": "clone" if config["clone"] else "os.fork",
         "containment": "namespace" if config["namespace"] else "subreaper",
         "single_threaded": single,
+        "huge_pages": gathered,
         "skipped": skipped,
         "python": sys.version.split()[0],
         "preload_s": round(time.monotonic() - began, 3),
     }
     control.send(bytes([READY]) + json.dumps(told).encode())
+    for name, text in _LIKELY.items():
+        os.environ.setdefault(name, text)
     Template(control, config, hooks).run()
 
 

@@ -42,11 +42,11 @@ class Peaks:
 class Watch:
     """One call from the moment that the daemon asked to watch it."""
 
-    pid: int  # 0: not made yet
     started: float  # monotonic
-    base: int  # bytes resident in the call's process before the call
     limits: Limits
     sandbox: str
+    pid: int = 0  # of the call's process; 0: not made yet
+    base: int = 0  # bytes resident in it before the call
     peaks: Peaks = field(default_factory=Peaks)
     next_look: float = 0.0
     near_told: int = 0  # the limit that the daemon was told is near

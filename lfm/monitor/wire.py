@@ -30,11 +30,11 @@ STARTED, STRAY, OUT_OF_MEMORY = 1, 2, 4  # flags of a report
 MEMORY_BY = ("none", "poll", "cgroup", "self")
 
 _HEAD = struct.Struct("<BQ")
-_WATCH = struct.Struct("<BQqqdqB")
+_WATCH = struct.Struct("<BQdqqdqB")
 _CLEAN = struct.Struct("<BQQ")
 _RAISE = struct.Struct("<BQq")
 _NEAR = struct.Struct("<BQqq")
-_REPORT = struct.Struct("<BQiBB6d8q2I2QIB")
+_REPORT = struct.Struct("<BQiBB5d8q2I2QIB")
 RESULT = struct.Struct("<BQdqqqQ6I")
 
 
@@ -71,7 +71,8 @@ CHUNK, BLOBS, COMMAND, DIRECTORY = (Work._fields.index(name) for name in ("chunk
 
 
 def work(values: Work) -> bytes:
-    return marshal.dumps(tuple(values), 4)
+    """Its id stands once more at the end, where it can be copied to the shared page before anything is parsed."""
+    return marshal.dumps(tuple(values), 4) + values.id.to_bytes(8, "little")
 
 
 class Result(NamedTuple):
@@ -98,7 +99,6 @@ class Report(NamedTuple):
     limit: float
     measured: float
     at_s: float
-    wall_s: float
     cpu_s: float
     cores_peak: float
     memory_low: int
@@ -107,7 +107,7 @@ class Report(NamedTuple):
     read: int
     written: int
     gpu_memory: int
-    peak_rss: int  # of the largest process that was waited for, by rusage: too large after an exec
+    peak_rss: int  # by rusage, more than before the call: an upper bound, too large after an exec
     warm: int  # bytes that the forker holds for the loaded function: the call's too, though it did not load it
     processes: int
     threads: int
@@ -117,17 +117,17 @@ class Report(NamedTuple):
     memory_by: int
 
 
-def watch(id: int, limits: Limits, sandbox: str) -> bytes:
+def watch(id: int, began: float, limits: Limits, sandbox: str) -> bytes:
     head = _WATCH.pack(
-        WATCH, id, limits.memory, limits.disk, limits.wall_time, limits.processes, limits.grow
+        WATCH, id, began, limits.memory, limits.disk, limits.wall_time, limits.processes, limits.grow
     )
     return head + sandbox.encode("utf-8", "surrogateescape")
 
 
-def read_watch(data: bytes) -> tuple[int, Limits, str]:
-    _, id, memory, disk, wall_time, processes, grow = _WATCH.unpack_from(data)
+def read_watch(data: bytes) -> tuple[int, float, Limits, str]:
+    _, id, began, memory, disk, wall_time, processes, grow = _WATCH.unpack_from(data)
     limits = Limits(memory, disk, wall_time, processes, bool(grow))
-    return id, limits, data[_WATCH.size :].decode("utf-8", "surrogateescape")
+    return id, began, limits, data[_WATCH.size :].decode("utf-8", "surrogateescape")
 
 
 def clean(owned: Owned) -> bytes:
