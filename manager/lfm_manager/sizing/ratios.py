@@ -16,7 +16,7 @@ from operator import mul
 GROWTH = 1.5  # what the third rung is expected to be, in second rungs
 SPREAD = 0.05  # of the largest ratio: how far the tail reaches while little is known
 DOUBT = 2  # observations after which half of the tail's scale is measured
-REFRESH = 16  # the factor is chosen again when a 16th of the window is new
+REFRESH = 16  # the factor is chosen again when a 16th of the window is new; half that if one outgrew it
 NARROW = 0.999  # what is nearly the next larger ratio is no candidate
 RESCALE = 1e60  # weights grow as they discount the past; brought back before they overflow
 
@@ -68,7 +68,7 @@ class Ratios:
         weight *= self._unit
         seconds = wall_s * self._unit
         place = bisect_right(self.ratios, ratio)
-        if place == len(self.ratios) or ratio > self._factor:
+        if place == len(self.ratios):
             self._stale = True
         self.ratios.insert(place, ratio)
         self.weights.insert(place, weight)
@@ -77,7 +77,8 @@ class Ratios:
         if len(self.ratios) > self.size:
             self._forget_oldest()
         self._fresh += 1
-        if self._fresh * REFRESH >= len(self.ratios):
+        often = 2 * REFRESH if ratio > self._factor else REFRESH
+        if self._fresh * often >= len(self.ratios):
             self._stale = True
 
     def factor(self, failure: float) -> float:
