@@ -49,7 +49,10 @@ def test_from_a_function_to_its_environment_and_back(place: Path) -> None:
     found = json.loads(lfm(place, "resolve", "model.py:packs", "--json"))
     assert [d["name"] for d in found["distributions"]] == ["msgpack"]
     assert "model.py" in found["distributions"][0]["why"]
-    assert found["overlay"] == ["helper.py", "model.py"]
+    assert found["overlay"] == []
+    whole = json.loads(lfm(place, "resolve", "model.py:packs", "--as-module", "--json"))
+    assert (whole["id"], whole["overlay"]) == (found["id"], ["helper.py", "model.py"])
+    assert json.loads(lfm(place, "resolve", "model.py:plain", "--json"))["overlay"] == ["helper.py"]
     assert not found["built"]
     packed = json.loads(lfm(place, "pack", "model.py:packs", "-o", "out.tar.zst", "--json"))
     assert (packed["id"], packed["bytes"]) == (found["id"], (place / "out.tar.zst").stat().st_size)

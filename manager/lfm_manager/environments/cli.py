@@ -31,6 +31,11 @@ def env() -> None:
 
 def _choices(command: Any) -> Any:
     command = click.option(
+        "--as-module",
+        is_flag=True,
+        help="As a script would send it that imports FILE: the file goes along whole.",
+    )(command)
+    command = click.option(
         "--exclude", "-x", multiple=True, metavar="NAME", help="Leave this module or distribution behind."
     )(command)
     return click.option(
@@ -42,13 +47,15 @@ def _choices(command: Any) -> Any:
 @click.argument("function", metavar=_FUNCTION)
 @_choices
 @json_option
-def resolve(function: str, imports: tuple[str, ...], exclude: tuple[str, ...], as_json: bool) -> None:
+def resolve(
+    function: str, imports: tuple[str, ...], exclude: tuple[str, ...], as_module: bool, as_json: bool
+) -> None:
     """Say what FUNCTION needs, and why; build nothing.
 
-    FILE is imported as a module, by this Python and in this environment, so what it does on import is done.
-    FUNCTION itself is not called.
+    FILE is loaded as a module by this Python, in this environment, so what it does on import is done; FUNCTION
+    is not called.  It is looked at as `python FILE` would send it, with only what it uses of its file.
     """
-    packed = _packed(function, imports, exclude)
+    packed = _packed(function, imports, exclude, as_module)
     built = _store().find(packed.plan.key)
     body = _resolved(packed) | {"built": built is not None}
     if as_json:
@@ -72,13 +79,14 @@ def resolve(function: str, imports: tuple[str, ...], exclude: tuple[str, ...], a
 @_choices
 @json_option
 def pack(
-    function: str, output: Path | None, imports: tuple[str, ...], exclude: tuple[str, ...], as_json: bool
-) -> None:
+    function: str, output: Path | None, imports: tuple[str, ...], exclude: tuple[str, ...], as_module: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Build and pack what FUNCTION needs, as a submit would.
 
-    FILE is imported as a module, by this Python and in this environment; FUNCTION is not called.
+    FILE is loaded as a module by this Python, in this environment; FUNCTION is not called.
     """
-    packed = _packed(function, imports, exclude)
+    packed = _packed(function, imports, exclude, as_module)
     _print_warnings(packed.warnings)
     built = _build(packed.plan)
     if output is not None:
@@ -95,19 +103,22 @@ def pack(
     click.echo(str(output or built.path))
 
 
-def _packed(function: str, imports: tuple[str, ...], exclude: tuple[str, ...]) -> Any:
+def _packed(function: str, imports: tuple[str, ...], exclude: tuple[str, ...], as_module: bool) -> Any:
     from lfm.errors import LfmError
     from lfm.function.pack import Packer
 
-    target = load(function)
+    target = load(function, as_module)
     try:
         return Packer().pack(target, imports=imports, exclude=exclude)
     except LfmError as error:
         fail(str(error), getattr(error, "hint", ""))
 
 
-def load(function: str) -> Any:
-    """The function that FILE:FUNCTION names; the file becomes a module of its own name."""
+def load(function: str, as_module: bool = False) -> Any:
+    """The function that FILE:FUNCTION names; the file becomes a module of its own name.
+
+    Unless ``as_module``, one without a file to its name, whose functions travel by value, as a script's do.
+    """
     from importlib.util import module_from_spec, spec_from_file_location
 
     file, colon, name = function.rpartition(":")
@@ -129,6 +140,9 @@ def load(function: str) -> Any:
             f"{file} cannot be imported: {type(error).__name__}: {error}",
             "put what only a script should do below if __name__ == '__main__'",
         )
+    if not as_module:
+        module.__spec__ = None
+        del module.__file__
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)
