@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -161,6 +160,6 @@ def test_a_key_that_the_manager_does_not_know(cluster, tmp_path):
     content["public_key"], content["secret_key"] = (key.decode() for key in zmq.curve_keypair())
     file = tmp_path / "client.json"
     file.write_text(json.dumps(content))
-    os.chmod(file, 0o600)
+    file.chmod(0o600)
     with pytest.raises(lfm.ConnectionFailed, match="key"):
         lfm.Executor(file)

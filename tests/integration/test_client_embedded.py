@@ -61,8 +61,9 @@ def test_every_call_has_its_own_process_and_sandbox(ex):
         import os
         import pathlib
 
-        pathlib.Path("mine").write_text("x")
-        return os.getpid(), os.listdir("."), os.getcwd()
+        here = pathlib.Path.cwd()
+        here.joinpath("mine").write_text("x")
+        return os.getpid(), [p.name for p in here.iterdir()], str(here)
 
     first, second = [result(ex.submit(where)) for _ in range(2)]
     assert first[0] != second[0] and first[1] == second[1] == ["mine"]
@@ -336,6 +337,32 @@ def test_nothing_stays_when_the_client_dies(tmp_path, number):
     assert process.returncode != 0
     if number == signal.SIGINT:
         assert err.rstrip().endswith("KeyboardInterrupt") and err.count("Traceback") == 1
+    nothing_is_left(tmp_path)
+
+
+def test_a_forked_child_keeps_nothing_alive(tmp_path):
+    process = script(tmp_path, """
+        import os, time
+        import lfm
+
+        if __name__ == "__main__":
+            ex = lfm.Executor(cores=1)
+            assert ex.submit(abs, -1).result() == 1
+            child = os.fork()
+            if child == 0:
+                os.closerange(1, 3)
+                time.sleep(300)
+                os._exit(0)
+            print(child, flush=True)
+            time.sleep(300)
+    """)
+    child = int(process.stdout.readline())
+    try:
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+        wait_until(lambda: set(processes_naming(str(tmp_path / "tmp"))) <= {child}, "the end of manager and worker")
+    finally:
+        os.kill(child, signal.SIGKILL)
     nothing_is_left(tmp_path)
 
 
