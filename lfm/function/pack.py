@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import CodeType, MethodType
 from typing import Any
 
@@ -84,6 +84,15 @@ class _Basis:
     token: object  # of an explicit environment
     known: set[tuple[str, str]]  # references that ask for nothing new
     known_codes: set[CodeType]
+    grown: dict[Any, Packed] = field(
+        default_factory=dict
+    )  # by what arguments asked for; while a function lives
+    users: int = 0  # functions that live
+
+    def left(self, users: int) -> None:
+        self.users -= users
+        if self.users <= 0:
+            self.grown.clear()
 
     def stale(self) -> bool:
         moved = self.wish.environment is not None and explicit.token(self.wish.environment) != self.token
@@ -111,7 +120,6 @@ class Packer:
         self._bases: OrderedDict[FunctionId, _Basis] = OrderedDict()
         self._analyses: OrderedDict[Any, tuple[Analysis, Resolved | None]] = OrderedDict()
         self._layers: OrderedDict[Any, overlay.Overlay] = OrderedDict()
-        self._grown: OrderedDict[Any, Packed] = OrderedDict()
 
     def pack(
         self,
@@ -174,7 +182,7 @@ class Packer:
             or self._modules.installed.stale()
         ):
             self._modules = Modules(Installed())
-            for cache in (self._entries, self._bases, self._analyses, self._layers, self._grown):
+            for cache in (self._entries, self._bases, self._analyses, self._layers):
                 cache.clear()
         return self._modules
 
@@ -199,11 +207,17 @@ class Packer:
         return basis is not None and not (look and basis.stale())
 
     def _remember(self, key: Any, parts: tuple[Any, ...], fn: Any, packed: Packed, met: Met) -> None:
+        basis = self._bases[packed.function]
         entries = weakref.ref(self)
 
-        def forget(_: Any) -> None:
+        def forget(_: Any) -> None:  # and let go of what the pickles hold on to
+            basis.left(1)
             if (packer := entries()) is not None:
                 packer._entries.pop(key, None)
+
+        if (old := self._entries.get(key)) and (before := self._bases.get(old.packed.function)) is not None:
+            before.left(len(parts))
+        basis.users += len(parts)
 
         try:
             alive: tuple[Any, ...] = tuple(weakref.ref(part, forget) for part in parts)
@@ -299,8 +313,8 @@ class Packer:
         }
         if not references and not codes:
             return packed
-        key = (packed.function, frozenset(references), frozenset(codes))
-        grown = self._grown.get(key)
+        key = (frozenset(references), frozenset(codes))
+        grown = basis.grown.get(key)
         if grown is not None and (known := self._bases.get(grown.function)) is not None and not known.stale():
             return grown
         grown = self._make(packed.name, packed.options, packed.code, basis.wish,
@@ -309,7 +323,7 @@ class Packer:
             basis.known |= references
             basis.known_codes |= codes.keys()
             return packed
-        _put(self._grown, key, grown)
+        basis.grown[key] = grown
         return grown
 
 

@@ -172,14 +172,22 @@ def test_nothing_packed_is_kept_alive() -> None:
     import gc
     import weakref
 
+    class Big(bytearray):
+        pass
+
     packer = Packer()
-    names = script("def f(x):\n    return x\n")
-    function = names.pop("f")
-    gone = weakref.ref(function)
-    packer.pack(function)
-    del function
+    names = script("def make(big):\n    def f(x):\n        return pickle_buffer, big\n    return f\n")
+    big = Big(1 << 20)
+    names["pickle_buffer"] = None
+    function = names["make"](big)
+    gone, freed = weakref.ref(function), weakref.ref(big)
+    packed = packer.pack(function)
+    grown, _ = packer.arguments(
+        packed, (Path("x"), script("import json\ndef g():\n    return json\n")["g"]), {}
+    )
+    del function, big, packed, grown
     gc.collect()
-    assert gone() is None and not packer._entries
+    assert gone() is None and freed() is None and not packer._entries
 
 
 # ---------------------------------------------------------------- state
