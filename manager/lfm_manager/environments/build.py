@@ -20,14 +20,13 @@ from pathlib import Path
 from conda_pack.core import CondaPackException
 
 from lfm.function.plan import Plan
-from lfm_manager.environments import archive, conda, distributions, interpreter, ready, verify, wheels
-from lfm_manager.environments.assembled import Assembled, forbidden_folders
+from lfm_manager.environments import archive, conda, installation, ready, verify, wheels
+from lfm_manager.environments.assembled import Assembled
 from lfm_manager.environments.packages import Packages
 from lfm_manager.environments.places import cache_limit, packages_root
 from lfm_manager.environments.problems import BuildFailed, from_os_error
 from lfm_manager.environments.progress import Lines, Report, silent
 from lfm_manager.environments.store import Built, Store
-from lfm_manager.environments.verify import Client
 
 
 def build(plan: Plan, store: Store, report: Report = silent, packages: Path | None = None) -> Built:
@@ -88,7 +87,7 @@ def assemble(plan: Plan, work: Path, packages: Packages, report: Report) -> Asse
     _check_in_sight(plan)
     match plan.kind:
         case "python":
-            return _from_distributions(plan, work, packages, report)
+            return installation.from_plan(plan, work, packages, report)
         case "conda":
             return conda.from_prefix(plan, work, packages, report)
         case "spec" if plan.channels:
@@ -100,31 +99,6 @@ def assemble(plan: Plan, work: Path, packages: Packages, report: Report) -> Asse
                 f"an environment of kind {other!r} is not known here",
                 hint="are client and manager of the same version of lfm?",
             )
-
-
-def _from_distributions(plan: Plan, work: Path, packages: Packages, report: Report) -> Assembled:
-    """Kind "python": a venv, pyenv, a system's Python."""
-    if plan.interpreter is None:
-        raise BuildFailed("the plan names no interpreter")
-    python = interpreter.describe(plan.interpreter.executable)
-    total = len(plan.distributions) + 1
-    report("build", 0, total, f"python {python.version}")
-    made = [interpreter.package(packages, plan.interpreter, python)]
-    for done, distribution in enumerate(plan.distributions, 1):
-        report("build", done, total, f"{distribution.name} {distribution.version}")
-        made.append(distributions.package(packages, distribution, plan.interpreter.prefix, python))
-    report("build", total, total, "")
-    folders = {plan.interpreter.prefix, python.base_prefix, python.stdlib, python.platstdlib}
-    folders |= {distribution.location for distribution in plan.distributions}
-    return Assembled(
-        environment=archive.from_packages(work / "prefix", made),
-        python=python.version,
-        machine=python.machine,
-        libc=f"glibc 2.{max(package.glibc for package in made)}",
-        distributions=tuple({"name": d.name, "version": d.version, "why": d.why} for d in plan.distributions),
-        forbidden=forbidden_folders(folders),
-        client=Client(plan.interpreter.executable, tuple(sorted({d.location for d in plan.distributions}))),
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:

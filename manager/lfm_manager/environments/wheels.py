@@ -12,11 +12,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lfm.function.plan import Distribution, Plan
-from lfm_manager.environments import archive, distributions, interpreter
-from lfm_manager.environments.assembled import Assembled, forbidden_folders
+from lfm_manager.environments import installation
+from lfm_manager.environments.assembled import Assembled
 from lfm_manager.environments.packages import Packages
 from lfm_manager.environments.problems import BuildFailed
 from lfm_manager.environments.progress import Report
@@ -28,25 +29,12 @@ def from_requirements(plan: Plan, work: Path, packages: Packages, report: Report
     """Kind "spec" without channels."""
     if plan.interpreter is None:
         raise BuildFailed("the plan names no interpreter")
-    python = interpreter.describe(plan.interpreter.executable)
     report("solve", 0, 0, ", ".join(plan.specification))
     place = work / "installed"
     install(Path(plan.interpreter.executable), plan.specification, place)
     found = installed(place, plan.specification)
-    made = [interpreter.package(packages, plan.interpreter, python)]
-    for done, distribution in enumerate(found):
-        report("build", done, len(found), f"{distribution.name} {distribution.version}")
-        made.append(distributions.package(packages, distribution, str(place), python))
-    report("build", len(found), len(found), "")
-    folders = {plan.interpreter.prefix, python.base_prefix, python.stdlib, python.platstdlib}
-    return Assembled(
-        environment=archive.from_packages(work / "prefix", made),
-        python=python.version,
-        machine=python.machine,
-        libc=f"glibc 2.{max(package.glibc for package in made)}",
-        distributions=tuple({"name": d.name, "version": d.version, "why": d.why} for d in found),
-        forbidden=forbidden_folders(folders),
-    )
+    made = installation.gathered(plan.interpreter, found, str(place), work, packages, report)
+    return replace(made, client=None)  # the client need not have any of it
 
 
 def install(python: Path, requirements: Sequence[str], prefix: Path) -> None:
