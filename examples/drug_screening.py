@@ -277,7 +277,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     scale = arguments()
-    console = Console()
+    console = Console(highlight=False)
     lines, activities = read_data(scale.molecules)
     console.print(f"{len(lines)} measured molecules: Nav1.7 blockers, ChEMBL document CHEMBL2321810")
     with lfm.Executor(scale.run) as executor:

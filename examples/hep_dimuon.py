@@ -216,7 +216,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     scale = arguments()
-    console = Console()
+    console = Console(highlight=False)
     if scale.file is None:
         path, title, note = Path("dimuon_toy.root").resolve(), "Z → μμ, toy simulation", "not real data"
         console.print(f"No file given: simulating {scale.events} muon pairs (a toy, not real data) into {path.name}")
