@@ -119,7 +119,7 @@ class Walk:
                 self.reach(module, tuple(name.split(".")))
         self.drain()
 
-    def asked(self, name: str, why: str = "asked for by imports=") -> None:
+    def asked(self, name: str, why: str = "asked for by imports=", *, preload: bool = False) -> None:
         """A module that the user asked for by name; whole, if it is the user's own."""
         found = self.modules.find(name)
         if found.kind is Kind.MISSING:
@@ -134,7 +134,7 @@ class Walk:
                 )  # fmt: skip
             self.found.distributions.setdefault(owner.name, why)
         elif found.kind is Kind.INSTALLED:
-            self.need(found, why, preload=False)
+            self.need(found, why, preload=preload)
         elif found.kind is Kind.LOCAL:
             self.everything(name)
             if editable := self.modules.installed.editable_owner(found.file):

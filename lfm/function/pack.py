@@ -7,6 +7,7 @@ the user's, a changed global, a new installation are noticed.
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from lfm.function import explicit, overlay, state
 from lfm.function.analyse import Analysis, Live, Walk
 from lfm.function.handle import Handle
 from lfm.function.installed import Installed
+from lfm.function.learned import Learned
 from lfm.function.modules import Kind, Modules
 from lfm.function.pickling import Met, pickle_function, pickle_object
 from lfm.function.plan import Plan
@@ -52,11 +54,13 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """What the user said about the environment."""
+    """What the user said about the environment, and earlier calls taught."""
 
     imports: tuple[str, ...]
     exclude: tuple[str, ...]
     environment: Any
+    function: str = ""  # under which is kept what its calls teach
+    learned: tuple[tuple[str, str], ...] = ()  # (module, why)
 
     @classmethod
     def of(
@@ -107,12 +111,14 @@ class _Entry:
     alive: tuple[Any, ...]  # weak references to what the key was made of
     token: Any
     others: tuple[tuple[Any, Any], ...]  # (weak reference, token) of the functions that went along by value
+    learned: int  # how much had been learned then
 
 
 class Packer:
     """Packs functions and arguments.  May be used from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, learned: Learned | None = None) -> None:
+        self._learned = Learned() if learned is None else learned
         self._lock = threading.RLock()
         self._modules: Modules | None = None
         self._window, self._looks = 0.0, 0
@@ -144,6 +150,8 @@ class Packer:
                 return entry.packed
             self._refresh()
             wish = _Wish.of(options, imports, exclude, environment)
+            identity = _identity(fn)
+            wish = replace(wish, function=identity, learned=self._learned.of(identity))
             code, met = pickle_function(fn)
             codes = {function.__code__: Live.of(function) for function in met.functions.values()}
             packed = self._make(_name(fn), options, code, wish, frozenset(met.references), codes)
@@ -172,6 +180,33 @@ class Packer:
         with self._lock:
             return self._with(packed, met), pieces
 
+    def learn(self, packed: Packed, module: str, file: str, line: int) -> Packed | None:
+        """``packed`` with ``module``, which its call failed to import at ``file``:``line``; remembered for later sessions.
+
+        None where that cannot help: the module is not here either, or it was there already.
+        """
+        with self._lock:
+            basis = self._bases.get(packed.function)
+            modules = self._refresh()
+            found = modules.find(module)
+            while found.kind is Kind.MISSING and "." in found.name:
+                found = modules.find(found.name.rpartition(".")[0])
+            if basis is None or found.kind in (Kind.MISSING, Kind.STANDARD):
+                return None
+            known = basis.grown.get(found.name)
+            if known is not None:
+                return known
+            why = f"learned: import failed in {os.path.basename(file)}:{line}"
+            wish = replace(
+                basis.wish, learned=tuple(sorted({**dict(basis.wish.learned), found.name: why}.items()))
+            )
+            grown = self._make(packed.name, packed.options, packed.code, wish, basis.references, basis.codes)
+            if grown.function == packed.function:
+                return None
+            basis.grown[found.name] = grown
+            self._learned.add(wish.function, found.name, why)
+            return grown
+
     # ------------------------------------------------------------ what is remembered
 
     def _refresh(self) -> Modules:
@@ -198,7 +233,7 @@ class Packer:
         for reference, part in zip(entry.alive, parts, strict=True):
             if reference() is not part:
                 return False
-        if entry.token != state.token(fn):
+        if entry.learned != self._learned.revision or entry.token != state.token(fn):
             return False
         for reference, token in entry.others:
             if (function := reference()) is None or token != state.token(function):
@@ -224,7 +259,7 @@ class Packer:
         except TypeError:  # it has no weak references; keep it
             alive = tuple((lambda part=part: part) for part in parts)
         others = tuple((weakref.ref(f), state.token(f)) for f in met.functions.values() if f is not fn)
-        _put(self._entries, key, _Entry(packed, alive, state.token(fn), others))
+        _put(self._entries, key, _Entry(packed, alive, state.token(fn), others, self._learned.revision))
 
     # ------------------------------------------------------------ making
 
@@ -251,7 +286,9 @@ class Packer:
             environment, code, layer.data, preload, tuple(dict.fromkeys(warnings)),
         )  # fmt: skip
         token = None if wish.environment is None else explicit.token(wish.environment)
-        if packed.function not in self._bases:
+        if (known := self._bases.get(packed.function)) is not None:
+            known.layer, known.token = layer, token  # of the same content, perhaps newer
+        else:
             basis = _Basis(wish, references, codes, layer, token, set(references), set(codes))
             _put(self._bases, packed.function, basis)
         return packed
@@ -271,6 +308,9 @@ class Packer:
             walk.reference(module, qualified, name)
         for module in wish.imports:
             walk.asked(module)
+        for module, why in wish.learned:
+            if modules.find(module).kind is not Kind.MISSING and not walk.excluded(module):
+                walk.asked(module, why, preload=True)
         analysis, resolved = walk.finish(), None
         while wish.environment is None:
             resolved = resolve(analysis, modules, wish.exclude)
@@ -347,6 +387,20 @@ def _name(fn: Any) -> str:
     name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
     module = getattr(fn, "__module__", None)
     return str(name) if module in (None, "__main__", "builtins") else f"{module}.{name}"
+
+
+def _identity(fn: Any) -> str:
+    """A function's name and file: what stays the same from session to session."""
+    inner = fn
+    while (deeper := getattr(inner, "func", None) or getattr(inner, "__wrapped__", None)) is not None:
+        inner = deeper
+    code = getattr(inner, "__code__", None)
+    file = (
+        code.co_filename
+        if code is not None
+        else getattr(sys.modules.get(type(inner).__module__), "__file__", "")
+    )
+    return f"{_name(inner)} {file or ''}"
 
 
 def _put(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:

@@ -72,6 +72,12 @@ class World:
         return names
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LFM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World(tmp_path)
@@ -982,3 +988,57 @@ def test_explicit_environments_still_bring_the_users_own_modules(world: World) -
     assert packed.plan.kind == "spec" and packed.plan.specification == ("nowhere-here", "numpy>=1")
     assert sources(packed) == {"own.py"} and packed.warnings == ()
     assert packed.plan.verify == ("nowhere_here",)  # not here, so it must be there
+
+
+# ---------------------------------------------------------------- what calls teach
+
+
+def test_what_a_call_failed_to_import_is_learned(world: World, cache: Path) -> None:
+    for name in ("alpha", "beta"):
+        world.install(name)
+    world.write({"plugin.py": "import beta\n"})
+    f = world.main("from importlib import import_module\ndef f(name):\n    return import_module(name)\n")["f"]
+    packer = Packer()
+    packed = packer.pack(f)
+    assert needs(packed) == set()
+    grown = packer.learn(packed, "alpha", "/else/mod.py", 12)
+    assert grown is not None and why(grown) == {"alpha": "learned: import failed in mod.py:12"}
+    assert grown.code is packed.code and grown.plan.verify == grown.preload == ("alpha",)
+    assert packer.learn(packed, "alpha", "mod.py", 12) is grown  # another call of the same
+    assert packer.learn(grown, "alpha", "mod.py", 12) is None  # it is there: more of it does not help
+    local = packer.learn(grown, "plugin", "mod.py", 3)
+    assert local is not None and needs(local) == {"alpha", "beta"} and sources(local) == {"plugin.py"}
+    assert packer.pack(f).function == local.function
+    assert needs(Packer().pack(f)) == {"alpha", "beta"}  # a later session
+    assert needs(Packer().pack(f, exclude=["plugin"])) == {"alpha"}
+    for useless in ("nowhere", "json", "nowhere.at.all"):
+        assert packer.learn(local, useless, "mod.py", 1) is None
+    assert (cache / "learned.json").stat().st_mode & 0o077 == 0
+    again = world.main("from importlib import import_module\ndef g(name):\n    return import_module(name)\n")[
+        "g"
+    ]
+    assert needs(packer.pack(again)) == set()
+    (cache / "learned.json").write_text("{ nonsense")
+    assert needs(Packer().pack(f)) == set()
+
+
+def test_what_was_learned_and_is_gone_does_not_matter(world: World, cache: Path) -> None:
+    world.install("alpha")
+    f = world.main("def f(name):\n    return __import__(name)\n")["f"]
+    packer = Packer()
+    assert packer.learn(packer.pack(f), "alpha.sub.more", "mod.py", 1) is not None
+    info = next(world.site.glob("alpha-*"))
+    for path in (*info.iterdir(), world.site / "alpha" / "__init__.py"):
+        path.unlink()
+    info.rmdir()
+    (world.site / "alpha").rmdir()
+    assert needs(Packer().pack(f)) == set()
+
+
+def test_a_cache_that_cannot_be_written(world: World, cache: Path) -> None:
+    world.install("alpha")
+    cache.write_text("a file where the folder should be")
+    f = world.main("def f(name):\n    return __import__(name)\n")["f"]
+    packer = Packer()
+    assert packer.learn(packer.pack(f), "alpha", "mod.py", 1) is not None
+    assert needs(packer.pack(f)) == {"alpha"}

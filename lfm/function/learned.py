@@ -1,0 +1,73 @@
+"""What calls were found to import that no code shows: kept by function, so that a later session knows it.
+
+One small JSON file in the user's cache, private, replaced as a whole; whoever writes reads it again first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+MANY = 2000  # functions; the oldest are forgotten first
+
+
+def cache_root() -> Path:
+    return Path(os.environ.get("LFM_CACHE") or Path.home() / ".cache" / "lfm")
+
+
+class Learned:
+    """Function -> modules that it turned out to need -> why.  A file that cannot be read or written is no file."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = cache_root() / "learned.json" if path is None else path
+        self.revision = 0  # counts what was learned since
+        self._known: dict[str, dict[str, str]] | None = None
+
+    def of(self, function: str) -> tuple[tuple[str, str], ...]:
+        """(module, why) of what is known about ``function``: its qualified name and file."""
+        if self._known is None:
+            self._known = self._read()
+        return tuple(sorted(self._known.get(function, {}).items()))
+
+    def add(self, function: str, module: str, why: str) -> None:
+        """Remember, now and for later sessions."""
+        self.of(function)
+        self.revision += 1
+        with contextlib.suppress(OSError), self._alone():
+            known = self._read()
+            modules = {**known.pop(function, {}), module: why}
+            known = {**dict(list(known.items())[-MANY + 1 :]), function: modules}
+            self._write(known)
+            self._known = known
+            return
+        assert self._known is not None  # the disk did not take it: this session knows it all the same
+        self._known.setdefault(function, {})[module] = why
+
+    def _read(self) -> dict[str, dict[str, str]]:
+        try:
+            found = json.loads(self.path.read_bytes())
+            return {str(f): {str(m): str(why) for m, why in ms.items()} for f, ms in found.items()}
+        except (OSError, ValueError, AttributeError):
+            return {}
+
+    def _write(self, known: dict[str, dict[str, str]]) -> None:
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".learned")  # readable by its owner only
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(known, file, indent=1)
+            os.replace(name, self.path)
+        except OSError:
+            os.unlink(name)
+            raise
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(self.path.with_suffix(".lock"), "a", opener=lambda p, f: os.open(p, f, 0o600)) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
