@@ -7,7 +7,6 @@ the user's, a changed global, a new installation are noticed.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import threading
 import time
@@ -180,8 +179,8 @@ class Packer:
         with self._lock:
             return self._with(packed, met), pieces
 
-    def learn(self, packed: Packed, module: str, file: str, line: int) -> Packed | None:
-        """``packed`` with ``module``, which its call failed to import at ``file``:``line``; remembered for later sessions.
+    def repair(self, packed: Packed, module: str, where: str) -> Packed | None:
+        """``packed`` with ``module``, which its call failed to import at ``where``; remembered for later sessions.
 
         None where that cannot help: the module is not here either, or it was there already.
         """
@@ -196,7 +195,7 @@ class Packer:
             known = basis.grown.get(found.name)
             if known is not None:
                 return known
-            why = f"learned: import failed in {os.path.basename(file)}:{line}"
+            why = f"learned: import failed in {where}"
             wish = replace(
                 basis.wish, learned=tuple(sorted({**dict(basis.wish.learned), found.name: why}.items()))
             )

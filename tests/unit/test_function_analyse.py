@@ -1001,18 +1001,18 @@ def test_what_a_call_failed_to_import_is_learned(world: World, cache: Path) -> N
     packer = Packer()
     packed = packer.pack(f)
     assert needs(packed) == set()
-    grown = packer.learn(packed, "alpha", "/else/mod.py", 12)
+    grown = packer.repair(packed, "alpha", "mod.py:12")
     assert grown is not None and why(grown) == {"alpha": "learned: import failed in mod.py:12"}
     assert grown.code is packed.code and grown.plan.verify == grown.preload == ("alpha",)
-    assert packer.learn(packed, "alpha", "mod.py", 12) is grown  # another call of the same
-    assert packer.learn(grown, "alpha", "mod.py", 12) is None  # it is there: more of it does not help
-    local = packer.learn(grown, "plugin", "mod.py", 3)
+    assert packer.repair(packed, "alpha", "mod.py:12") is grown  # another call of the same
+    assert packer.repair(grown, "alpha", "mod.py:12") is None  # it is there: more of it does not help
+    local = packer.repair(grown, "plugin", "mod.py:3")
     assert local is not None and needs(local) == {"alpha", "beta"} and sources(local) == {"plugin.py"}
     assert packer.pack(f).function == local.function
     assert needs(Packer().pack(f)) == {"alpha", "beta"}  # a later session
     assert needs(Packer().pack(f, exclude=["plugin"])) == {"alpha"}
     for useless in ("nowhere", "json", "nowhere.at.all"):
-        assert packer.learn(local, useless, "mod.py", 1) is None
+        assert packer.repair(local, useless, "mod.py:1") is None
     assert (cache / "learned.json").stat().st_mode & 0o077 == 0
     again = world.main("from importlib import import_module\ndef g(name):\n    return import_module(name)\n")[
         "g"
@@ -1026,7 +1026,7 @@ def test_what_was_learned_and_is_gone_does_not_matter(world: World, cache: Path)
     world.install("alpha")
     f = world.main("def f(name):\n    return __import__(name)\n")["f"]
     packer = Packer()
-    assert packer.learn(packer.pack(f), "alpha.sub.more", "mod.py", 1) is not None
+    assert packer.repair(packer.pack(f), "alpha.sub.more", "mod.py:1") is not None
     info = next(world.site.glob("alpha-*"))
     for path in (*info.iterdir(), world.site / "alpha" / "__init__.py"):
         path.unlink()
@@ -1040,5 +1040,5 @@ def test_a_cache_that_cannot_be_written(world: World, cache: Path) -> None:
     cache.write_text("a file where the folder should be")
     f = world.main("def f(name):\n    return __import__(name)\n")["f"]
     packer = Packer()
-    assert packer.learn(packer.pack(f), "alpha", "mod.py", 1) is not None
+    assert packer.repair(packer.pack(f), "alpha", "mod.py:1") is not None
     assert needs(packer.pack(f)) == {"alpha"}
