@@ -66,12 +66,10 @@ def usage_of(over: host.Over) -> Usage | None:
     low, high, by = report.memory_low, report.memory_high, wire.MEMORY_BY[report.memory_by]
     processes = report.processes
     if by != "cgroup" and result is not None:
-        if processes == 1:
-            low, high, by = max(low, result.memory_low), max(low, result.memory_high), "self"
-        else:
-            low, high = max(low, result.memory_low), max(high, result.memory_high)
-        if result.children:  # it waited for processes that may have lived between two looks
-            processes, high = max(processes, 2), max(high, result.memory_high + result.children)
+        low, high = max(low, result.memory_low), max(high if processes > 1 else low, result.memory_high)
+        by = "self" if processes == 1 else by
+        if result.children and processes == 1:  # it waited for processes that lived between two looks
+            processes, high, by = 2, max(high, result.memory_high + result.children), "poll"
     if result is None:
         high = max(high, report.peak_rss)
     low, high = low + report.warm, high + report.warm

@@ -25,16 +25,20 @@ from typing import Any, NoReturn
 
 from lfm.monitor import answer, linux, payload, wire
 
-# The page that a slot's processes share: id of the running call (0: none began), nothing yet, CPU seconds, peak memory (kB) and faults of the process before it; and, written by the forker, the process,
-# the bytes that it holds for a function that it has loaded, and the first process of its namespace.
-PAGE = struct.Struct("<Qddqqqqq")
+# The page that a slot's processes share: id of the running call (0: none began), nothing yet; of the first process
+# before its call: CPU seconds, peak memory (kB), faults, mapped files (kB), and how much these grew in its call;
+# then, written by the forker: the process, the bytes that the forker holds for a function that it has loaded, and
+# the first process of the namespace.
+PAGE = struct.Struct("<Qddqqqqqqq")
 PAGE_ID = struct.Struct("<Q")
-PAGE_BASE = struct.Struct("<dqq")
+PAGE_BASE = struct.Struct("<dqqqq")
 PAGE_BASE_AT = 16
+PAGE_FILES, PAGE_FILES_AT = struct.Struct("<q"), 48
+_WORTH_A_LOOK = 4096  # kB from which it does not matter what looking costs
 PAGE_PID = struct.Struct("<q")
-PAGE_PID_AT = 40
-PAGE_WARM_AT = 48
-PAGE_INIT_AT = 56
+PAGE_PID_AT = 56
+PAGE_WARM_AT = 64
+PAGE_INIT_AT = 72
 KB = 1024
 ENVIRON: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
 CHUNK, BLOBS, COMMAND = wire.CHUNK, wire.BLOBS, wire.COMMAND
@@ -59,9 +63,11 @@ def serve(
     _exit: Callable[[int], NoReturn] = os._exit,
 ) -> NoReturn:
     """Wait for one call, run it, leave."""
-    if page[PAGE_BASE_AT : PAGE_BASE_AT + 8] == _START:  # the first of its kind; its brothers are alike
+    first = page[PAGE_BASE_AT : PAGE_BASE_AT + 8] == _START  # of this forker's; its brothers are alike
+    if first:
         used = getrusage(RUSAGE_SELF)
-        PAGE_BASE.pack_into(page, PAGE_BASE_AT, used.ru_utime + used.ru_stime, used.ru_maxrss, used.ru_minflt)
+        cpu, rss, faults = used.ru_utime + used.ru_stime, used.ru_maxrss, used.ru_minflt
+        PAGE_BASE.pack_into(page, PAGE_BASE_AT, cpu, rss, faults, answer.mapped_files(), 0)
     size = readv(channel, (buffer,))
     if not size:
         _exit(0)
@@ -69,7 +75,7 @@ def serve(
     began = monotonic()
     work = loads(buffer)
     if work[COMMAND]:
-        answer.become_command(work, channel, lambda: PAGE_BASE.pack_into(page, PAGE_BASE_AT, 0.0, 0, 0))
+        answer.become_command(work, channel, lambda: PAGE_BASE.pack_into(page, PAGE_BASE_AT, 0.0, 0, 0, 0, 0))
     stage = "load"
     try:
         settle(work)
@@ -91,11 +97,16 @@ def serve(
     except BaseException as error:  # SystemExit and KeyboardInterrupt are answers too
         kind, in_file, texts, pieces = answer.raised(work, error, stage)
     used = getrusage(RUSAGE_SELF)
-    _, base_rss, base_faults = PAGE_BASE.unpack_from(page, PAGE_BASE_AT)
-    low = max(0, used.ru_maxrss - base_rss) * KB
+    _, base_rss, base_faults, base_files, files = PAGE_BASE.unpack_from(page, PAGE_BASE_AT)
+    low = used.ru_maxrss - base_rss
+    if first or low > _WORTH_A_LOOK:
+        files = max(0, answer.mapped_files() - base_files)
+        if first:
+            PAGE_FILES.pack_into(page, PAGE_FILES_AT, files)
+    low = max(0, low - files) * KB  # pages of libraries that were only mapped are nobody's
     high = max(low, (used.ru_minflt - base_faults) * mmap.PAGESIZE)
     if high - low > _UNSURE:
-        high = answer.exact(low, base_rss * KB)
+        high = answer.exact(low, (base_rss + files) * KB)
     children = getrusage(RUSAGE_CHILDREN).ru_maxrss * KB
     took = monotonic() - began
     head = wire.RESULT.pack(kind, work[0], took, low, high, children, in_file, *map(len, texts), sum(map(len, pieces)))

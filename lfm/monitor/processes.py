@@ -23,6 +23,7 @@ class Seen(NamedTuple):
     threads: int
     rss: int
     high_water: int
+    files: int  # part of rss: mapped files, which are the page cache's
     faults: int
     stack: int  # where its stack starts: the same as long as it is a fork, another after an exec
 
@@ -59,10 +60,12 @@ class Process:
             return None
         at = status.find(b"VmHWM:")
         high = int(status[at + 6 : status.index(b"kB", at)]) * 1024 if at >= 0 else 0
+        at = status.find(b"RssFile:", at)
+        files = int(status[at + 8 : status.index(b"kB", at)]) * 1024 if at >= 0 else 0
         self.threads = int(fields[17])
         rss = int(fields[21]) * PAGE
         cpu = sum(map(int, fields[11:15])) / TICK
-        return Seen(cpu, self.threads, rss, max(high, rss), int(fields[7]), int(fields[25]))
+        return Seen(cpu, self.threads, rss, max(high, rss), files, int(fields[7]), int(fields[25]))
 
     def children(self) -> list[int]:
         """Children of all its threads; none where the kernel does not tell (CONFIG_PROC_CHILDREN)."""

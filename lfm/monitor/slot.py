@@ -136,11 +136,11 @@ class Monitor:
     def _has_begun(self, watch: Watch, now: float) -> bool:
         """Its process may not be made yet, or have come to begin."""
         if not watch.pid:
-            mark, _, _, base, _, pid, _, _ = call.PAGE.unpack_from(self.page)
+            mark, _, _, base, _, files, _, pid, _, _ = call.PAGE.unpack_from(self.page)
             if not mark or not (pid := pid or self._await_pid()):
                 watch.next_look = now + FIRST
                 return False
-            watch.pid, watch.base = pid, base * call.KB
+            watch.pid, watch.base, watch.base_files = pid, base * call.KB, files * call.KB
         return True
 
     def _running(self) -> int:
@@ -228,7 +228,7 @@ class Monitor:
         self._after(ended, breach)
 
     def _finish(self, over: Reaped, breach: Breach | None) -> None:
-        id, _, base_cpu, base_rss, _, _, _, _ = call.PAGE.unpack_from(self.page)
+        id, _, base_cpu, base_rss, *_ = call.PAGE.unpack_from(self.page)
         flags = wire.STARTED if id else 0
         if not self._empty():
             for one in self._end_all():
@@ -294,7 +294,7 @@ class Monitor:
             written=written,
             gpu_memory=0,
             peak_rss=max(0, over.peak_rss - base_rss),
-            warm=call.PAGE.unpack_from(self.page)[6],
+            warm=call.PAGE.unpack_from(self.page)[8],
             processes=peaks.processes if peaks else 1,
             threads=peaks.threads if peaks else 1,
             stdout=self.stdout.total,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Iterable
@@ -18,6 +19,8 @@ NEAR_SLOWEST = 0.100  # above half of the memory limit
 FILL_RATE = 1.5e9  # bytes/s that one thread can touch
 DISK_SHARE = 100  # a walk of the sandbox may take one part in so many of the time
 NEARLY = 0.95
+EXACT_SHARE = 300  # exact looks at memory may take one part in so many of the time
+UNSURE = 1 << 20  # bytes between the bounds from which an exact look is worth it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +50,18 @@ class Watch:
     sandbox: str
     pid: int = 0  # of the call's process; 0: not made yet
     base: int = 0  # bytes resident in it before the call
+    base_files: int = 0  # of these, of mapped files
     peaks: Peaks = field(default_factory=Peaks)
     next_look: float = 0.0
     near_told: int = 0  # the limit that the daemon was told is near
     _tree: Tree = field(default_factory=Tree)
     _interval: float = FIRST
-    _stack: int = 0
     _cpu: dict[int, float] = field(default_factory=dict)
     _looked: float = 0.0
     _disk_at: float = 0.0
     _exact_at: float = 0.0
     _exact: int = 0
+    _exact_of: tuple[int, int, int, int] = (0, 0, 0, 0)  # processes, exact, upper bound and faults at that look
 
     def due(self) -> float:
         """When to look next (monotonic)."""
@@ -102,36 +106,55 @@ class Watch:
         self._cpu, self._looked = cpu, now
 
     def _memory(self, found: list[tuple[Process, Seen]], now: float) -> int:
-        """Bytes in use, as exactly as it is worth: exact only where the cheap upper bound passes the limit."""
-        low = high = top = 0
+        """Bytes in use.  Cheap bounds always; the exact figure, which costs a walk of page tables, where it decides.
+
+        Lower bound: new pages of the largest process (forks may share all they have).  Upper bound: all pages of
+        all processes but the template's and mapped files, and as many copied ones as there were faults; after an
+        exact look, that figure and what was added since.
+        """
+        low = high = faults = 0
         for process, seen in found:
-            if process.pid == self.pid and not self._stack:
-                self._stack = seen.stack
-            forked = seen.stack == self._stack
-            own = max(0, seen.rss - self.base) if forked else seen.rss
-            peak = max(0, seen.high_water - self.base) if forked else seen.high_water
-            top += peak
-            low = max(low, peak) if forked else low + seen.rss
-            high += max(own, min(seen.rss, seen.faults * PAGE)) if forked else seen.rss
-        self.peaks.memory_low = max(self.peaks.memory_low, low if len(found) > 1 else top)
-        self.peaks.memory_high = max(self.peaks.memory_high, high, top if len(found) == 1 else 0)
-        if not self.limits.memory or max(high, top) <= self.limits.memory:
-            return max(low, top if len(found) == 1 else 0)
-        return max(self._exactly(found, now), top if len(found) == 1 else 0)
+            if seen.stack != _our_stack():  # another program: nothing of ours is in it
+                low += max(0, seen.rss - seen.files)
+                high += max(0, seen.high_water - seen.files)
+            elif self.base:  # else about to become a command: what it holds is the template's
+                files = max(0, seen.files - self.base_files)
+                own = max(0, seen.high_water - self.base - files)
+                low = max(low, own)
+                high += max(own, min(seen.rss, seen.faults * PAGE) if process.pid == self.pid else own)
+            faults += seen.faults
+        if self._exact_of[2] and len(found) == self._exact_of[0]:
+            exact, upper, then = self._exact_of[1:]
+            high = min(high, exact + max(0, high - upper, (faults - then) * PAGE))
+        limit = self.limits.memory
+        unsure = high - low > max(UNSURE, low / 50)
+        if unsure and (now >= self._exact_at if len(found) > 1 or not limit else high > limit):
+            exact = self._exactly(found, now)
+            self._exact_of = (len(found), exact, high, faults)
+            low, high = max(low, exact), max(low, exact)
+        self.peaks.memory_low = max(self.peaks.memory_low, low)
+        self.peaks.memory_high = max(self.peaks.memory_high, high, low)
+        return low
 
     def _exactly(self, found: list[tuple[Process, Seen]], now: float) -> int:
-        """Private memory of one process; proportional shares where several share."""
+        """Private memory of one process; where several share, each page divided by how many share it."""
         if now < self._exact_at:
             return self._exact
-        total = 0
-        for process, _ in found:
+        total, share = 0, -1
+        for process, seen in found:
             try:
-                total += proportional(process.pid) if len(found) > 1 else answer.rollup(_rollup(process.pid))[1]
+                if len(found) == 1:
+                    total += answer.rollup(_rollup(process.pid))[1]
+                    continue
+                own = proportional(process.pid)
+                if seen.stack == _our_stack():
+                    if share < 0:  # of the template's pages, which this process holds as they do
+                        share = max(0, proportional(os.getpid()) - answer.rollup("/proc/self/smaps_rollup")[1])
+                    own = max(0, own - share)
+                total += own
             except (OSError, ValueError):
                 continue
-        self._exact, self._exact_at = total, now + 20 * (time.monotonic() - now)
-        self.peaks.memory_low = max(self.peaks.memory_low, total)
-        self.peaks.memory_high = max(self.peaks.memory_high, total)
+        self._exact, self._exact_at = total, now + EXACT_SHARE * (time.monotonic() - now)
         return total
 
     def _walk_disk(self, now: float) -> None:
@@ -145,6 +168,15 @@ class Watch:
                 wait = min(wait, NEAR_SLOWEST)
             wait = max(FIRST, min(wait, (limit - memory) / (FILL_RATE * max(1, self.peaks.threads))))
         self.next_look = now + wait
+
+
+@functools.cache
+def _our_stack() -> int:
+    """Where the stack starts in this process, and so in all its forks: an exec places it elsewhere."""
+    own = Process(os.getpid())
+    seen = own.look()
+    own.close()
+    return seen.stack if seen else 0
 
 
 def _rollup(pid: int) -> str:
