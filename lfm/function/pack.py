@@ -26,7 +26,7 @@ from lfm.function.modules import Kind, Modules
 from lfm.function.pickling import Met, pickle_function, pickle_object
 from lfm.function.plan import Plan
 from lfm.function.resolve import Resolved, resolve
-from lfm.function.task import options_of
+from lfm.function.task import layers, options_of
 from lfm.monitor.payload import Buffer
 from lfm.protocol.ids import FunctionId
 
@@ -87,9 +87,7 @@ class _Basis:
     token: object  # of an explicit environment
     known: set[tuple[str, str]]  # references that ask for nothing new
     known_codes: set[CodeType]
-    grown: dict[Any, Packed] = field(
-        default_factory=dict
-    )  # by what arguments asked for; while a function lives
+    grown: dict[Any, Packed] = field(default_factory=dict)  # by what was asked for; while a function lives
     users: int = 0  # functions that live
 
     def left(self, users: int) -> None:
@@ -381,24 +379,19 @@ def _fixed(names: Any) -> Any:
 
 def _name(fn: Any) -> str:
     """A callable's name as people know it."""
-    while not hasattr(fn, "__qualname__") and hasattr(fn, "func"):
-        fn = fn.func
-    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
-    module = getattr(fn, "__module__", None)
-    return str(name) if module in (None, "__main__", "builtins") else f"{module}.{name}"
+    named = next((one for one in layers(fn) if hasattr(one, "__qualname__")), type(fn))
+    module = getattr(named, "__module__", None)
+    return (
+        named.__qualname__ if module in (None, "__main__", "builtins") else f"{module}.{named.__qualname__}"
+    )
 
 
 def _identity(fn: Any) -> str:
     """A function's name and file: what stays the same from session to session."""
-    inner = fn
-    while (deeper := getattr(inner, "func", None) or getattr(inner, "__wrapped__", None)) is not None:
-        inner = deeper
+    *_, inner = layers(fn)
     code = getattr(inner, "__code__", None)
-    file = (
-        code.co_filename
-        if code is not None
-        else getattr(sys.modules.get(type(inner).__module__), "__file__", "")
-    )
+    home = sys.modules.get(type(inner).__module__)
+    file = code.co_filename if isinstance(code, CodeType) else getattr(home, "__file__", None)
     return f"{_name(inner)} {file or ''}"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any, TypeVar, overload
 
 from lfm.options import Options
@@ -33,11 +35,23 @@ def task(function: Any = None, /, **options: Any) -> Any:
 
 def options_of(function: Any) -> dict[str, Any]:
     """What ``task`` remembered of a function, or of the one inside a partial or a method; {} if nothing."""
-    while True:
-        found = getattr(function, ATTRIBUTE, None)
+    for one in layers(function):
+        found = getattr(one, ATTRIBUTE, None)
         if isinstance(found, dict):
             return dict(found)
-        inner = getattr(function, "func", None) or getattr(function, "__func__", None)
-        if inner is None or inner is function:
-            return {}
+    return {}
+
+
+def layers(function: Any) -> Iterator[Any]:
+    """A callable and what it stands for: the function of a partial, of a method, under a wrapper."""
+    for _ in range(32):  # objects may have any attribute that one asks for
+        yield function
+        held = getattr(function, "__dict__", {})
+        inner = held.get("__wrapped__") if type(held) is dict else None
+        if isinstance(function, functools.partial):
+            inner = function.func
+        elif isinstance(function, MethodType):
+            inner = function.__func__
+        if inner is None:
+            return
         function = inner
