@@ -5,7 +5,6 @@ Pure, but for unpickling what the call sent.  Knows neither futures nor sessions
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import signal
 import struct
@@ -17,6 +16,7 @@ from lfm.monitor import payload
 from lfm.protocol import outcomes as o
 from lfm.protocol.messages import Finished
 from lfm.protocol.resources import format_duration, format_size
+from lfm.repair import is_here
 
 _FRAME = re.compile(r'File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<name>.*)')  # faulthandler's; the innermost comes first
 TAIL = 20  # lines of a call's stderr that are added to its exception
@@ -129,7 +129,7 @@ def _broken(outcome: o.EnvironmentBroken, name: str) -> errors.EnvironmentFailed
     module, where = outcome.module, f" (imported at {outcome.file}:{outcome.line})" if outcome.file else ""
     if module:
         top = module.partition(".")[0]
-        if _is_here(top):
+        if is_here(module):
             hint = f"add it: @lfm.task(imports=[{top!r}])"
         else:
             hint = "it is not installed here either; install it, then submit again"
@@ -137,13 +137,6 @@ def _broken(outcome: o.EnvironmentBroken, name: str) -> errors.EnvironmentFailed
     else:
         hint, text = "", f"{name}: its environment is unusable: {outcome.reason}"
     return errors.EnvironmentFailed(text, module=module, file=outcome.file, line=outcome.line, hint=hint)
-
-
-def _is_here(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def _crashed(outcome: o.Crashed, finished: Finished, name: str) -> errors.CallCrashed:

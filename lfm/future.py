@@ -41,6 +41,8 @@ class Future(concurrent.futures.Future[T]):
     _environment = ""
     _id = TaskId("")
     _via = 0  # the view that it was submitted by
+    _earlier: tuple[Attempt, ...] = ()  # in environments that lacked a module
+    _lacked: tuple[str, ...] = ()  # these modules
 
     # -- what concurrent.futures promises
 
@@ -120,8 +122,8 @@ class Future(concurrent.futures.Future[T]):
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
-        """Every run of the call; empty until it is over."""
-        return self._finished.attempts if self._finished else ()
+        """Every run of the call; as far as they are known, until it is over."""
+        return self._finished.attempts if self._finished else self._earlier
 
     @property
     def stdout(self) -> str:

@@ -25,10 +25,6 @@ class Incoming:
         self._waiting: deque[Blob] = deque()
         self._fetches: dict[Digest, Fetch] = {}
 
-    @property
-    def busy(self) -> bool:
-        return bool(self._takers)
-
     def fetch(self, blob: Blob, take: Taker) -> None:
         """Pull a blob; ``take`` gets its content, or None if it cannot be had."""
         if self._spool.holds(blob.digest):  # what was sent came back

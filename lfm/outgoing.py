@@ -21,7 +21,7 @@ from lfm.spool import Spool
 if TYPE_CHECKING:
     from lfm.function.handle import Handle
 
-Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
+ArgumentLists = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Described:
     environment: DeclareEnvironment
     function: DeclareFunction
     options: Options
+    packed: Packed
 
 
 class Outgoing:
@@ -44,7 +45,7 @@ class Outgoing:
         self._environments: dict[EnvironmentKey, DeclareEnvironment] = {}
 
     def submit(
-        self, task: TaskId, fn: Callable[..., Any], calls: Calls, chunked: bool, options: Options, waiting: int
+        self, task: TaskId, fn: Callable[..., Any], calls: ArgumentLists, chunked: bool, options: Options, waiting: int
     ) -> tuple[Submit, Described]:
         """The message for one call (or a chunk of them); raises what analysing and pickling raise."""
         handles: list[Handle] = []
@@ -81,8 +82,15 @@ class Outgoing:
                 packed.function, packed.name, packed.category, key, self._spool.payload(packed.code, 0),
                 None if packed.overlay is None else self._spool.payload([packed.overlay], 0), packed.preload,
             )
-            described = self.described[packed.function] = Described(environment, function, options)
+            described = self.described[packed.function] = Described(environment, function, options, packed)
             return described
+
+    def repair(self, function: FunctionId, module: str, where: str) -> Described | None:
+        """The function in an environment that also has ``module``; None if that cannot be had from here."""
+        packed = self._packer.repair(self.described[function].packed, module, where)
+        if packed is None or packed.function == function:
+            return None
+        return self.described.get(packed.function) or self._describe(packed)
 
     def over(self, submit: Submit) -> None:
         """The call is over: what it alone needed is not needed any more."""

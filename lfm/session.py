@@ -1,8 +1,7 @@
 """A client's session with a manager: one thread owns the link; everybody else leaves word in its outbox.
 
-Owns which calls are not over, and how the session starts, breaks and ends.  Knows nothing of pickling
-(``lfm.outgoing``), of what an outcome means (``lfm.endings``), or of how a manager came to be here
-(``lfm.embedded``).
+Owns how the session starts, breaks and ends.  Knows nothing of pickling (``lfm.outgoing``), of what becomes of
+a call (``lfm.calls``), or of how a manager came to be here (``lfm.embedded``).
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future as PlainFuture
 from concurrent.futures import InvalidStateError
-from concurrent.futures._base import PENDING
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import zmq
 
+from lfm.calls import Calls
 from lfm.connection import Dialer
-from lfm.endings import Sealed, error_of
-from lfm.errors import CallCancelled, ConnectionFailed, LfmError, ProtocolError, Unschedulable
+from lfm.errors import ConnectionFailed, LfmError, ProtocolError, Unschedulable
 from lfm.function.handle import Handle
 from lfm.function.pickling import pickle_object
 from lfm.future import Future
 from lfm.incoming import Incoming
-from lfm.monitor import payload
 from lfm.options import Options
-from lfm.outgoing import Calls, Outgoing
+from lfm.outgoing import ArgumentLists, Outgoing
 from lfm.progress import EnvironmentNews
 from lfm.protocol import messages as m
 from lfm.protocol import outcomes as o
-from lfm.protocol.ids import EnvironmentKey, FunctionId, TaskId
+from lfm.protocol.ids import TaskId
+from lfm.repair import Repair
 from lfm.run import ConnectionFile
 from lfm.spool import Spool
 
@@ -48,11 +47,29 @@ if TYPE_CHECKING:
     from lfm.embedded import Embedded
 
 CONNECT_TIMEOUT = 30.0  # seconds for the first handshake, and for an answer
+BLIP = 3.0  # seconds without a manager that are not worth a word
 PATIENCE = 600.0  # seconds without a manager after which calls are given up
 GONE_PATIENCE = 10.0  # the same, once its connection file was taken back
 ON_THE_WAY = 8192  # messages that may wait in the link; the rest waits here, not yet encoded
 CHECK_EVERY = 1.0  # seconds, where the system cannot tell that a process has ended
 
+
+
+@dataclass(frozen=True, slots=True)
+class _Withdraw:
+    """Cancelled here, and to be taken back there."""
+
+    future: Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """To be killed, under whatever id it then has."""
+
+    future: Future[Any]
+
+
+Word = Future[Any] | _Withdraw | _Stop | Repair | m.Message  # what is left in the outbox
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
@@ -71,21 +88,20 @@ class Session:
         self._incoming = Incoming(self.spool, self._dialer.send)
         self._news = EnvironmentNews()
         self._numbers = itertools.count(1)
+        self._calls = Calls(
+            self._dialer.send, self._outgoing, self._incoming, new_id=self._new_id, repaired=self._post
+        )
 
         self._lock = threading.Lock()  # of the outbox's door: what was let in before it closed is answered
         self._closing = self._ended = False
         self._broken: Exception | None = None
-        self._outbox: deque[Future[Any] | m.Message] = deque()
+        self._outbox: deque[Word] = deque()
         self._asleep = False
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
 
-        # From here on the thread's own.
-        self._calls: dict[TaskId, Future[Any]] = {}  # sent and not over
-        self._inline_in = self._inline_over = 0  # bytes of arguments in messages: all that came in, all that are over
-        self._declared: set[EnvironmentKey | FunctionId] = set()
-        self._released: list[TaskId] = []
+        self._inline_in = 0  # bytes of arguments that were put in messages
         self._questions: dict[int, PlainFuture[Any]] = {}
         self.capacity: m.Capacity | None = None
         self._warned_lost = False
@@ -103,13 +119,13 @@ class Session:
 
     # ---------------------------------------------------------------- for everybody: leaving word
 
-    def submit(self, fn: Callable[..., Any], calls: Calls, options: Options, *, chunked: bool, via: int) -> Future[Any]:
+    def submit(self, fn: Callable[..., Any], calls: ArgumentLists, options: Options, *, chunked: bool, via: int) -> Future[Any]:
         """A future at once; what cannot be pickled is its exception."""
         self._check_open()
         future: Future[Any] = Future()
         future._via = via
-        future._id = TaskId(f"{self.name}-{next(self._numbers)}")
-        waiting = self._inline_in - self._inline_over
+        future._id = self._new_id()
+        waiting = self._inline_in - self._calls.inline_over
         try:
             submit, described = self._outgoing.submit(future._id, fn, calls, chunked, options, waiting)
         except Exception as error:
@@ -128,6 +144,9 @@ class Session:
             self._wake()
         return future
 
+    def _new_id(self) -> TaskId:
+        return TaskId(f"{self.name}-{next(self._numbers)}")
+
     def put(self, obj: Any) -> Handle:
         """Keep an object's payload here, for whoever needs it, until the session ends."""
         self._check_open()
@@ -137,10 +156,11 @@ class Session:
 
     def cancelled(self, future: Future[Any]) -> None:
         """A future was cancelled here: whatever the manager still does for it is in vain."""
-        self._post(m.Cancel((future._id,)))
+        self._post(_Withdraw(future))
 
     def kill(self, future: Future[Any]) -> None:
-        self._post(m.Kill((future._id,)))
+        """Stop a call, wherever it is."""
+        self._post(_Stop(future))
 
     def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
         """A question to the manager.  LfmError if it cannot be answered."""
@@ -181,11 +201,11 @@ class Session:
         if self._closing:
             raise RuntimeError("cannot schedule new futures after shutdown")
 
-    def _post(self, message: m.Message) -> bool:
+    def _post(self, word: Word) -> bool:
         with self._lock:
             if self._ended or self._broken is not None or self._pid != os.getpid():
                 return False
-            self._outbox.append(message)
+            self._outbox.append(word)
             self._wake()
         return True
 
@@ -202,7 +222,7 @@ class Session:
         """The futures that are not over (of one view)."""
         with self._lock:  # nothing is added meanwhile; what the thread takes from the one it puts into the other
             waiting = [word for word in self._outbox.copy() if isinstance(word, Future)]
-        found = {id(f): f for f in (*waiting, *self._calls.copy().values())}
+        found = {id(f): f for f in (*waiting, *self._calls.snapshot())}
         return [f for f in found.values() if not f.done() and (via is None or f._via == via)]
 
     def close(self, wait: bool = True, cancel: bool = False, kill: bool = False) -> None:
@@ -252,7 +272,7 @@ class Session:
         return True
 
     def _is_over(self) -> bool:
-        return self._closing and not (self._outbox or self._calls or self._incoming.busy or self._questions)
+        return self._closing and not (self._outbox or self._calls or self._questions)
 
     def _turn(self) -> None:
         """Hear, say, sleep until there is something to do."""
@@ -297,6 +317,8 @@ class Session:
             self._lost(time.monotonic() - since)
 
     def _lost(self, silent: float) -> None:
+        if silent < BLIP:
+            return
         if not self._warned_lost:
             self._warned_lost = True
             self._warn(f"no word from the manager for {silent:.0f} s; trying to reach it again", UserWarning)
@@ -310,69 +332,39 @@ class Session:
     # ---------------------------------------------------------------- saying
 
     def _drain(self) -> None:
-        if self._released:
-            self._dialer.send(m.Release(tuple(self._released)))
-            self._released.clear()
+        self._calls.release()
         outbox = self._outbox
         while outbox and self._dialer.waiting < ON_THE_WAY:
-            word = outbox[0]
-            if isinstance(word, Future):
-                self._send_call(word)
-            elif isinstance(word, m.Cancel):
-                self._withdraw(word)
-            else:
-                self._dialer.send(word)
+            match word := outbox[0]:
+                case Future():
+                    self._calls.send(word)
+                case _Withdraw(future):
+                    self._calls.withdraw(future)
+                case _Stop(future):
+                    self._calls.stop(future)
+                case Repair():
+                    self._repaired(word)
+                case _:
+                    self._dialer.send(word)
             outbox.popleft()  # only now: close() looks for calls here and among those that were sent
 
-    def _send_call(self, future: Future[Any]) -> None:
-        submit = future._submit
-        if submit is None or future._state != PENDING:  # cancelled meanwhile
-            self._call_over(future)
-            return
-        self._calls[submit.task] = future
-        self._say_call(submit)
-
-    def _say_call(self, submit: m.Submit) -> None:
-        if submit.function not in self._declared:
-            described = self._outgoing.described[submit.function]
-            if described.environment.key not in self._declared:
-                self._dialer.send(described.environment)
-                self._declared.add(described.environment.key)
-            self._dialer.send(described.function)
-            self._declared.add(submit.function)
-        self._dialer.send(submit)
-
-    def _withdraw(self, word: m.Cancel) -> None:
-        """Cancelled here: off the books.  Kill, because it may have started without our knowing."""
-        known = tuple(task for task in word.tasks if task in self._calls)
-        for task in known:
-            self._call_over(self._calls.pop(task))
-        if known:
-            self._dialer.send(m.Kill(known))
-
-    def _call_over(self, future: Future[Any]) -> None:
-        submit, future._submit = future._submit, None
-        if submit is not None:
-            if isinstance(submit.arguments, o.Inline):
-                self._inline_over += len(submit.arguments.data)
-            self._outgoing.over(submit)
-
-    def _say_again(self) -> None:
-        """The manager knows nothing of this session: all that is not over is said anew."""
-        self._declared.clear()
-        for future in list(self._calls.values()):
-            if future._submit is not None:
-                self._say_call(future._submit)
-        self._incoming.restart()
+    def _repaired(self, repair: Repair) -> None:
+        if repair.better is not None:
+            name, module = repair.better.function.name, repair.module
+            self._warn(
+                f"{name} imports {module!r}, which its code does not show; its environment is made again with it; "
+                f"@lfm.task(imports=[{module!r}]) says so at once", UserWarning,
+            )  # fmt: skip
+        self._calls.again(repair)
 
     # ---------------------------------------------------------------- hearing
 
     def _hear(self, message: m.Message) -> None:
         match message:
             case m.Finished():
-                self._finished(message)
+                self._calls.finished(message)
             case m.Started():
-                self._started(message)
+                self._calls.started(message)
             case m.FetchBlob() | m.BlobChunk() | m.BlobMissing():
                 self._incoming.hear(message)
             case m.Capacity():
@@ -387,50 +379,9 @@ class Session:
                         question.set_result(message.body)
             case m.Welcome():
                 if not message.resumed:
-                    self._say_again()
+                    self._calls.say_all_again()
             case _:
                 raise ProtocolError(f"the manager said {type(message).__name__} to a client")
-
-    def _started(self, message: m.Started) -> None:
-        future = self._calls.get(message.task)
-        if future is None:
-            return
-        future._started = message
-        with future._condition:
-            if future._state == PENDING:
-                future.set_running_or_notify_cancel()
-
-    def _finished(self, message: m.Finished) -> None:
-        future = self._calls.get(message.task)
-        if future is None:  # cancelled here: what came of it is dropped
-            self._released.append(message.task)
-            return
-        match message.outcome:
-            case o.Returned(o.Inline(data)) | o.Raised(error=o.Inline(data)):
-                self._complete(future, message, data)
-            case o.Returned(o.Blob() as blob) | o.Raised(error=o.Blob() as blob):
-                self._incoming.fetch(blob, lambda data: self._complete(future, message, data))
-            case _:
-                self._complete(future, message, None)
-
-    def _complete(self, future: Future[Any], finished: m.Finished, data: payload.Buffer | None) -> None:
-        """The future's last moment with us.  ``data`` None: there is none, or it could not be had."""
-        self._calls.pop(finished.task, None)
-        self._released.append(finished.task)
-        self._call_over(future)
-        future._finished = finished
-        try:
-            if isinstance(finished.outcome, o.Cancelled):
-                if not future.cancel():  # by somebody else
-                    future.set_exception(CallCancelled(f"{future._name} was cancelled"))
-            elif not isinstance(finished.outcome, o.Returned):
-                future.set_exception(error_of(finished, future._name, data))
-            elif data is None:
-                future.set_exception(LfmError(f"{future._name} gave a value that was lost with the manager; submit it again"))
-            else:
-                future.set_result(Sealed(data))
-        except InvalidStateError:
-            pass  # cancelled in this very moment
 
     def _notice(self, notice: m.Notice) -> None:
         if notice.level != "warning":
@@ -438,12 +389,9 @@ class Session:
                 print(f"lfm: {notice.text}", file=sys.stderr)
             return
         trouble = self._warn(notice.text, Unschedulable if "largest worker" in notice.text else UserWarning)
-        for task in notice.tasks if trouble else ():  # warnings are errors here: then these calls fail by it
-            if (future := self._calls.pop(task, None)) is not None:
-                self._dialer.send(m.Kill((task,)))
-                self._call_over(future)
-                with contextlib.suppress(InvalidStateError):
-                    future.set_exception(trouble)
+        if trouble is not None:  # warnings are errors here: then these calls fail by it
+            for task in notice.tasks:
+                self._calls.fail(task, trouble)
 
     @staticmethod
     def _warn(text: str, kind: type[Warning]) -> Warning | None:
@@ -460,18 +408,20 @@ class Session:
         with self._lock:
             self._broken = error
             self._closing = True
+        def told() -> Exception:
+            one = type(error)(str(error))
+            one.__cause__ = cause
+            return one
+
         while self._outbox:
             word = self._outbox.popleft()
             if isinstance(word, Future):
-                self._calls[word._id] = word
-        for waiting in (*self._calls.values(), *self._questions.values()):
-            told = type(error)(str(error))  # each its own: a traceback belongs to one
-            told.__cause__ = cause
+                with contextlib.suppress(InvalidStateError):
+                    word.set_exception(told())
+        self._calls.fail_all(told)
+        for question in list(self._questions.values()):
             with contextlib.suppress(InvalidStateError):
-                waiting.set_exception(told)
-        for future in list(self._calls.values()):
-            self._call_over(future)
-        self._calls.clear()
+                question.set_exception(told())
 
     def _end(self) -> None:
         self._incoming.close()

@@ -1,0 +1,194 @@
+"""The calls of a session that are not over: what is said to the manager about each, and what comes of what it says.
+
+The session's thread's own: no locks, no clock, no socket.  What it says goes through ``say``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import InvalidStateError
+from concurrent.futures._base import PENDING
+from dataclasses import replace
+from typing import Any
+
+from lfm.endings import Sealed, error_of
+from lfm.errors import CallCancelled, LfmError
+from lfm.future import Future
+from lfm.incoming import Incoming
+from lfm.monitor.payload import Buffer
+from lfm.outgoing import Outgoing
+from lfm.protocol import messages as m
+from lfm.protocol import outcomes as o
+from lfm.protocol.ids import EnvironmentKey, FunctionId, TaskId
+from lfm.repair import Repair, Repairs
+
+
+class Calls:
+    """From the first word about a call to its last."""
+
+    def __init__(
+        self, say: Callable[[m.Message], None], outgoing: Outgoing, incoming: Incoming, *,
+        new_id: Callable[[], TaskId], repaired: Callable[[Repair], object],
+    ) -> None:  # fmt: skip
+        """``repaired`` is called in another thread; it sees to it that ``again`` is called in ours."""
+        self._say, self._outgoing, self._incoming, self._new_id = say, outgoing, incoming, new_id
+        self._open: dict[TaskId, Future[Any]] = {}  # the manager has them
+        self._declared: set[EnvironmentKey | FunctionId] = set()
+        self._released: list[TaskId] = []
+        self._repairs = Repairs(outgoing, repaired)
+        self.inline_over = 0  # bytes of arguments that were in messages and are not any more
+
+    def __bool__(self) -> bool:
+        """Whether any are not over."""
+        return bool(self._open or self._repairs.waiting)
+
+    def snapshot(self) -> list[Future[Any]]:
+        """Those that are not over; for any thread."""
+        return [*self._open.copy().values(), *(future for future, _ in self._repairs.waiting)]
+
+    # -- what we say
+
+    def send(self, future: Future[Any]) -> None:
+        """A new call."""
+        submit = future._submit
+        if submit is None or future._state != PENDING:  # cancelled meanwhile
+            self._let_go(future)
+            return
+        self._open[submit.task] = future
+        self._submit(submit)
+
+    def _submit(self, submit: m.Submit) -> None:
+        if submit.function not in self._declared:
+            described = self._outgoing.described[submit.function]
+            if described.environment.key not in self._declared:
+                self._say(described.environment)
+                self._declared.add(described.environment.key)
+            self._say(described.function)
+            self._declared.add(submit.function)
+        self._say(submit)
+
+    def say_all_again(self) -> None:
+        """The manager knows nothing of this session."""
+        self._declared.clear()
+        for future in list(self._open.values()):
+            if future._submit is not None:
+                self._submit(future._submit)
+        self._incoming.restart()
+
+    def withdraw(self, future: Future[Any]) -> None:
+        """Cancelled here: off the books.  Kill, because it may have started without our knowing."""
+        if self._open.pop(future._id, None) is not None:
+            self._let_go(future)
+            self._say(m.Kill((future._id,)))
+
+    def stop(self, future: Future[Any]) -> None:
+        """Kill a call, wherever it is."""
+        if (broken := self._repairs.give_up(future)) is not None:
+            self._complete(future, replace(broken, outcome=o.Killed()), None)
+        elif future._id in self._open:
+            self._say(m.Kill((future._id,)))
+
+    def release(self) -> None:
+        """The manager may forget what we have."""
+        if self._released:
+            self._say(m.Release(tuple(self._released)))
+            self._released.clear()
+
+    def _let_go(self, future: Future[Any]) -> None:
+        """What only this call needed is not needed any more."""
+        submit, future._submit = future._submit, None
+        if submit is not None:
+            if isinstance(submit.arguments, o.Inline):
+                self.inline_over += len(submit.arguments.data)
+            self._outgoing.over(submit)
+
+    # -- what we hear
+
+    def started(self, message: m.Started) -> None:
+        future = self._open.get(message.task)
+        if future is None:
+            return
+        future._started = message
+        with future._condition:
+            if future._state == PENDING:
+                future.set_running_or_notify_cancel()
+
+    def finished(self, message: m.Finished) -> None:
+        future = self._open.get(message.task)
+        if future is None:  # cancelled here: what came of it is dropped
+            self._released.append(message.task)
+            return
+        match message.outcome:
+            case o.Returned(o.Inline(data)) | o.Raised(error=o.Inline(data)):
+                self._complete(future, message, data)
+            case o.Returned(o.Blob() as blob) | o.Raised(error=o.Blob() as blob):
+                self._incoming.fetch(blob, lambda data: self._complete(future, message, data))
+            case o.EnvironmentBroken() if (repair := self._repairs.want(future, message)) is not None:
+                del self._open[message.task]
+                self._released.append(message.task)
+                if repair.done:
+                    self._again(future, message, repair)
+            case _:
+                self._complete(future, message, None)
+
+    def _complete(self, future: Future[Any], finished: m.Finished, data: Buffer | None) -> None:
+        """The future's last moment with us.  ``data`` None: there is none, or it could not be had."""
+        self._open.pop(finished.task, None)
+        self._released.append(finished.task)
+        self._let_go(future)
+        if future._earlier:
+            attempts = (*future._earlier, *finished.attempts)
+            finished = replace(finished, attempts=tuple(replace(a, number=n) for n, a in enumerate(attempts, 1)))
+        future._finished = finished
+        with contextlib.suppress(InvalidStateError):  # cancelled in this very moment
+            if isinstance(finished.outcome, o.Cancelled):
+                if not future.cancel():  # by somebody else
+                    future.set_exception(CallCancelled(f"{future._name} was cancelled"))
+            elif not isinstance(finished.outcome, o.Returned):
+                future.set_exception(error_of(finished, future._name, data))
+            elif data is None:
+                lost = f"{future._name} gave a value that was lost with the manager; submit it again"
+                future.set_exception(LfmError(lost))
+            else:
+                future.set_result(Sealed(data))
+
+    def again(self, repair: Repair) -> None:
+        """A repair is done: say again what waited for it."""
+        repair.done = True
+        for future, broken in repair.take():
+            self._again(future, broken, repair)
+
+    def _again(self, future: Future[Any], broken: m.Finished, repair: Repair) -> None:
+        submit, better = future._submit, repair.better
+        if submit is None or future.done():
+            self._let_go(future)
+        elif better is None:
+            self._complete(future, broken, None)
+        else:
+            future._lacked += (repair.module,)
+            future._earlier += broken.attempts
+            future._id = self._new_id()
+            future._environment = better.environment.key
+            future._submit = replace(submit, task=future._id, function=better.function.function)
+            self._open[future._id] = future
+            self._submit(future._submit)
+
+    # -- when there is nothing more to hear
+
+    def fail(self, task: TaskId, error: BaseException) -> None:
+        """End one from here."""
+        if (future := self._open.pop(task, None)) is not None:
+            self._say(m.Kill((task,)))
+            self._let_go(future)
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(error)
+
+    def fail_all(self, error: Callable[[], BaseException]) -> None:
+        """No manager any more."""
+        for future in self.snapshot():
+            self._let_go(future)
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(error())  # each its own: a traceback belongs to one
+        self._open.clear()
+        self._repairs.clear()

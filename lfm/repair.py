@@ -1,0 +1,100 @@
+"""Calls whose environment lacked a module that this client has: the environment is made anew, the call said again.
+
+One repair per function and module, in a thread of its own, as to pack may take seconds; whoever else breaks in
+the same way waits for it, or finds it done.  The session's thread's own, but for that one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lfm.protocol.ids import FunctionId
+from lfm.protocol.messages import Finished
+from lfm.protocol.outcomes import EnvironmentBroken
+
+if TYPE_CHECKING:
+    from lfm.future import Future
+    from lfm.outgoing import Described, Outgoing
+
+MOST = 5  # modules that one call may turn out to lack
+
+
+@dataclass(slots=True)
+class Repair:
+    """A function's new environment, when it is there; and who waits for it."""
+
+    function: FunctionId
+    module: str
+    where: str
+    waiting: list[tuple[Future[Any], Finished]] = field(default_factory=list)
+    done: bool = False
+    better: Described | None = None  # None: there is nothing better
+
+    def take(self) -> list[tuple[Future[Any], Finished]]:
+        """Who has waited."""
+        waited, self.waiting = self.waiting, []
+        return waited
+
+
+class Repairs:
+    """All of a session's."""
+
+    def __init__(self, outgoing: Outgoing, over: Callable[[Repair], object]) -> None:
+        """``over`` is called, in the repair's thread, when it is done."""
+        self._outgoing, self._over = outgoing, over
+        self._known: dict[tuple[FunctionId, str], Repair] = {}
+
+    @property
+    def waiting(self) -> list[tuple[Future[Any], Finished]]:
+        """Calls that are said again when their environment is there."""
+        return [one for repair in list(self._known.values()) for one in list(repair.waiting)]
+
+    def want(self, future: Future[Any], finished: Finished) -> Repair | None:
+        """The repair of a broken call, begun or done; None if it cannot be repaired."""
+        broken, submit = finished.outcome, future._submit
+        if not isinstance(broken, EnvironmentBroken) or not broken.module or submit is None:
+            return None
+        if broken.module in future._lacked or len(future._lacked) >= MOST or not is_here(broken.module):
+            return None
+        repair = self._known.get((submit.function, broken.module))
+        if repair is None:
+            where = f"{Path(broken.file).name}:{broken.line}" if broken.file else ""
+            repair = self._known[submit.function, broken.module] = Repair(submit.function, broken.module, where)
+            threading.Thread(target=self._work, args=(repair,), name="lfm-repair", daemon=True).start()
+        if not repair.done:
+            repair.waiting.append((future, finished))
+        return repair
+
+    def give_up(self, future: Future[Any]) -> Finished | None:
+        """How a call that waits for a repair had broken; it waits no longer.  None: it did not wait."""
+        for repair in self._known.values():
+            for one in repair.waiting:
+                if one[0] is future:
+                    repair.waiting.remove(one)
+                    return one[1]
+        return None
+
+    def clear(self) -> None:
+        """Nobody waits any more."""
+        for repair in self._known.values():
+            repair.take()
+
+    def _work(self, repair: Repair) -> None:
+        try:
+            repair.better = self._outgoing.repair(repair.function, repair.module, repair.where)
+        except Exception:  # the call then ends as it did: its environment lacks the module
+            repair.better = None
+        self._over(repair)
+
+
+def is_here(module: str) -> bool:
+    """Whether this interpreter could import it, as far as can be told without importing anything."""
+    try:
+        return importlib.util.find_spec(module.partition(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
