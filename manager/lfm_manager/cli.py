@@ -56,6 +56,7 @@ def start(background: bool, **options: Any) -> None:
 
     On a run directory that was used before, it takes up its calls, results and sizes.
     """
+    os.umask(0o077)  # arguments and results lie in the run directory
     directory = _directory(options["name"], options["run_dir"])
     if background:
         _in_background(directory)

@@ -211,6 +211,7 @@ def test_calls_go_from_a_client_to_a_worker_and_their_values_back(cluster: Clust
     client.say(m.Release(tuple(TaskId(f"s-{n}") for n in range(20))))
     status = cluster.viewer().ask("status")
     assert status["schema"] == "lfm.status/1" and status["calls"]["finished"] == 20  # type: ignore[index]
+    assert not [path for path in cluster.run.iterdir() if path.stat().st_mode & 0o077]
     assert cluster.stop() == 0
     assert not (cluster.run / "client.json").exists()
 

@@ -71,6 +71,7 @@ class Builds:
             process = subprocess.Popen(
                 build_command(source, self.store.root, Path(work.name, "result.json")),
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
+                umask=0o022,  # ours is for secrets; what it builds is none, and keeps its modes
             )
             assert process.stdout is not None
             descriptor = process.stdout.fileno()

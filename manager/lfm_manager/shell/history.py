@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -47,28 +48,19 @@ class History:
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(SCHEMA)
         file.chmod(0o600)
-        self._waiting: list[tuple[Any, ...]] = []
+        self._waiting: dict[str, deque[tuple[str, float, SaveMeasurement]]] = {}
         self._due = 0.0
 
     # ------------------------------------------------------------ writing
 
     def add(self, run: str, at: float, measured: SaveMeasurement, now: float) -> None:
+        """Remember to write it down.  Of many between two writes the latest of each category are enough."""
         if not self._waiting:
             self._due = now + EVERY
-        given, usage = measured.allocation, asdict(measured.usage)
-        self._waiting.append((
-            measured.category, run, at, measured.input_bytes, given.cores, given.memory, given.disk,
-            *(usage[name] for name in _USAGE),
-        ))
-        if len(self._waiting) > 10 * KEPT:
-            self._thin_out()
-
-    def _thin_out(self) -> None:
-        """Of many calls between two writes only the latest of each category will be kept anyway."""
-        latest: dict[str, list[tuple[Any, ...]]] = {}
-        for row in self._waiting:
-            latest.setdefault(row[0], []).append(row)
-        self._waiting = [row for rows in latest.values() for row in rows[-KEPT:]]
+        rows = self._waiting.get(measured.category)
+        if rows is None:
+            rows = self._waiting[measured.category] = deque(maxlen=KEPT)
+        rows.append((run, at, measured))
 
     def deadline(self) -> float | None:
         return self._due if self._waiting else None
@@ -77,7 +69,8 @@ class History:
         """Write what waits, and drop what is too old to matter."""
         if not self._waiting:
             return
-        rows, self._waiting = self._waiting, []
+        rows = [_row(*entry) for entries in self._waiting.values() for entry in entries]
+        self._waiting = {}
         marks = ", ".join("?" * len(rows[0]))
         names = ["category", "run", "at", "input_bytes", "given_cores", "given_memory", "given_disk", *_USAGE]
         try:
@@ -117,6 +110,14 @@ class History:
     def close(self) -> None:
         self.write()
         self._db.close()
+
+
+def _row(run: str, at: float, measured: SaveMeasurement) -> tuple[Any, ...]:
+    given, usage = measured.allocation, measured.usage
+    return (
+        measured.category, run, at, measured.input_bytes, given.cores, given.memory, given.disk,
+        *(getattr(usage, name) for name in _USAGE),
+    )
 
 
 def opened() -> History | None:

@@ -218,7 +218,7 @@ class Manager:
                 self._tell(e.ClientSaid(peer, message))
             case (
                 m.CallStarted() | m.CallEnded() | m.LimitRaised() | m.EnvironmentReady() | m.EnvironmentUnusable()
-                | m.OfferChanged() | m.WorkerLeaving()
+                | m.SeekBlob() | m.BlobSought() | m.OfferChanged() | m.WorkerLeaving()
             ):
                 self._tell(e.WorkerSaid(peer, message))
             case _:
@@ -345,6 +345,7 @@ class Manager:
             "up_s": round(time.time() - self.started, 1), "strategy": self.settings.strategy,
             "store": "none" if store is None else f"{store.mode.lower()} on {store.file_system or 'an unknown file system'}",
             "log": str(self.run_directory.path / "log"), "refused_packets": self.listener.refusals,
+            "blob_bytes_sent": self.transfers.sent,
         }
 
     # ------------------------------------------------------------ beginning and end

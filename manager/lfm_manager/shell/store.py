@@ -22,15 +22,16 @@ from lfm_manager.core.events import Recovered, SavedSession, SavedTask
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
+FORGOTTEN = 1000  # calls whose rows are removed together
 NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "afs", "ceph", "panfs", "9p", "orangefs", "pvfs2"}
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sessions (key TEXT PRIMARY KEY, hello BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS declared (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, message BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS tasks (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, session TEXT NOT NULL, submit BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS tasks (id TEXT PRIMARY KEY, number INTEGER NOT NULL, session TEXT NOT NULL, submit BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS attempts (id TEXT PRIMARY KEY, attempt INTEGER NOT NULL, worker TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, finished BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, finished BLOB NOT NULL) WITHOUT ROWID;
 """
 READ = """
 SELECT session, submit, coalesce(attempt, 0), coalesce(worker, ''), finished
@@ -71,6 +72,8 @@ class Store:
         except sqlite3.Error as error:
             raise StoreFailed(f"cannot use {path}: {error}") from None
         self.file_system = kind
+        self._number = int(self._db.execute("SELECT coalesce(max(number), 0) FROM tasks").fetchone()[0])
+        self._forgotten: list[tuple[TaskId]] = []
         self._forget_all()
 
     def _forget_all(self) -> None:
@@ -80,8 +83,7 @@ class Store:
         self._tasks: dict[TaskId, c.SaveTask] = {}
         self._attempts: dict[TaskId, c.SaveAttempt] = {}
         self._results: dict[TaskId, m.Finished] = {}
-        self._forgotten: list[tuple[TaskId]] = []
-        self._dirty = False
+        self.dirty = False
 
     def _prepare(self, journal: str) -> str:
         run = self._db.execute
@@ -89,6 +91,8 @@ class Store:
         # WAL: a commit survives the death of this process, and is written through at checkpoints
         run(f"PRAGMA synchronous={'NORMAL' if mode == 'WAL' else 'FULL'}")
         run("PRAGMA busy_timeout=5000")
+        run("PRAGMA wal_autocheckpoint=16000")  # pages: what comes and goes in between never reaches the database
+        run("PRAGMA cache_size=-65536")
         self._db.executescript(SCHEMA)
         found = run("SELECT value FROM meta WHERE name = 'version'").fetchone()
         if found is None:
@@ -100,8 +104,12 @@ class Store:
     # ------------------------------------------------------------ writing
 
     def write(self, command: Saved) -> None:
-        """Remember to write it down; it lasts once ``commit`` has returned."""
-        self._dirty = True
+        """Remember to write it down; it lasts once ``commit`` has returned.
+
+        To forget may wait: a call that comes back after a crash, although its client has its answer, does no harm.
+        """
+        if not isinstance(command, c.ForgetTask):
+            self.dirty = True
         match command:
             case c.SaveAttempt(task):
                 self._attempts[task] = command
@@ -125,7 +133,7 @@ class Store:
 
     def commit(self) -> None:
         """Write down all that there is.  StoreFailed if that cannot be done; it may be tried again."""
-        if not self._dirty:
+        if not self.dirty and len(self._forgotten) < FORGOTTEN:
             return
         try:
             self._db.execute("BEGIN IMMEDIATE")
@@ -150,17 +158,22 @@ class Store:
             rows = [(d.function if isinstance(d, m.DeclareFunction) else d.key, encode(d)) for d in self._declared]
             many("INSERT OR IGNORE INTO declared (id, message) VALUES (?, ?)", rows)
         if self._tasks:
-            saved = [(s.submit.task, s.session, encode(s.submit)) for s in self._tasks.values()]
-            many("INSERT OR IGNORE INTO tasks (id, session, submit) VALUES (?, ?, ?)", saved)
+            first, self._number = self._number + 1, self._number + len(self._tasks)
+            saved = [(s.submit.task, n, s.session, encode(s.submit)) for n, s in enumerate(self._tasks.values(), first)]
+            many("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?)", saved)
         if self._attempts:
             tried = [(a.task, a.attempt, a.worker) for a in self._attempts.values()]
             many("INSERT OR REPLACE INTO attempts VALUES (?, ?, ?)", tried)
         if self._results:
             done = [(task, encode(finished)) for task, finished in self._results.items()]
             many("INSERT OR REPLACE INTO results VALUES (?, ?)", done)
-        if self._forgotten:
-            for table in ("tasks", "attempts", "results"):
-                many(f"DELETE FROM {table} WHERE id = ?", self._forgotten)
+        if len(self._forgotten) >= FORGOTTEN:
+            self._delete()
+
+    def _delete(self) -> None:
+        gone, self._forgotten = sorted(self._forgotten), []
+        for table in ("tasks", "attempts", "results"):
+            self._db.executemany(f"DELETE FROM {table} WHERE id = ?", gone)
 
     # ------------------------------------------------------------ reading
 
@@ -196,4 +209,8 @@ class Store:
 
     def close(self) -> None:
         self.commit()
+        try:
+            self._delete()
+        except sqlite3.Error as error:
+            log.warning("what is over could not be removed from the store: %s", error)
         self._db.close()

@@ -23,6 +23,7 @@ class Transfers:
         self.store = store
         self._tarballs, self._send = tarballs, send
         self._pulls: dict[Digest, tuple[PeerId, Fetch]] = {}
+        self.sent = 0  # bytes of blobs, to whomever
 
     def pull(self, peer: PeerId, digest: Digest, size: int) -> BlobStored | BlobLost | None:
         """Get a blob from a peer; an answer at once if it is here, or cannot be taken."""
@@ -84,9 +85,12 @@ class Transfers:
         """Give a peer the range that it asks for."""
         try:
             path = self._tarballs.get(fetch.digest) or self.store.path(fetch.digest)
-            self._send(peer, answer_fetch(path, fetch))
+            chunk = answer_fetch(path, fetch)
         except (OSError, ValueError) as error:
             self._send(peer, m.BlobMissing(fetch.digest, f"the manager cannot read it: {error}"))
+            return
+        self.sent += len(chunk.data)
+        self._send(peer, chunk)
 
     def drop(self, digest: Digest) -> None:
         self._give_up(digest)
