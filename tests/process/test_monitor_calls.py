@@ -729,3 +729,29 @@ def test_nothing_leaks_over_many_calls(bench: Bench) -> None:
     assert _children(bench.host.pid) == monitors
     for pid in monitors:  # a monitor may still be closing what it watched the last call with
         bench.until(lambda pid=pid: len(list(Path(f"/proc/{pid}/fd").iterdir())) <= held[pid] + 3)
+
+
+def test_a_command_works_in_its_users_directory_which_stays(tmp_path: Path) -> None:
+    """A command has no sandbox: nothing of its directory is removed, whether it ends or is cut off."""
+    home = tmp_path / "home"
+    (home / "sub").mkdir(parents=True)
+    (home / "sub" / "file").write_text("stays")
+    for command in (("sh", "-c", "echo made > new; exit 3"), ("sleep", "600")):
+        running = host.Host(sys.executable, host.install_runtime(tmp_path / "runtime"), session=False, clone=False)
+        work = wire.Work(1, "", b"", "", "", directory=str(home), command=command)
+        running.start(work, fds=(0, 1, 2))
+        poll = select.poll()
+        poll.register(running.fileno(), select.POLLIN)
+        end, news = time.monotonic() + PATIENCE, []
+        while time.monotonic() < end and not any(isinstance(one, host.Over) for one in news):
+            poll.poll(50)
+            news += running.receive()
+            running.tick()
+            if command[0] == "sleep" and news:
+                break
+        running.close()
+        if command[0] == "sh":
+            (over,) = [one for one in news if isinstance(one, host.Over)]
+            assert outcome_of(over) == Crashed(None, 3)
+    assert sorted(path.name for path in home.iterdir()) == ["new", "sub"]
+    assert (home / "sub" / "file").read_text() == "stays"

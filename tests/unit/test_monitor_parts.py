@@ -1,0 +1,132 @@
+"""The monitor's parts that need no process: messages, the bounded capture, and what is ever removed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lfm.ending import outcome_of
+from lfm.monitor import capture, host, sandbox, wire
+from lfm.protocol.outcomes import Blob, Crashed, Exhausted, Inline, Killed, Lost, Raised, Returned
+
+NOTHING = wire.Report(*[0] * len(wire.Report._fields))
+
+
+def told(kind: int, data: bytes = b"", size: int = 0, texts: tuple[bytes, ...] = wire.NO_TEXTS) -> bytes:
+    head = wire.RESULT.pack(kind, 7, 0.5, 10, 20, 0, size, *map(len, texts), len(data))
+    return b"".join((head, *texts, data))
+
+
+def test_messages_come_back_as_they_were() -> None:
+    limits = wire.Limits(1 << 40, 5, 2.5, 3, True)
+    assert wire.read_watch(wire.watch(9, 1.5, limits, "/a/b")) == (9, 1.5, limits, "/a/b")
+    assert wire.read_raise(wire.raise_memory(9, 1 << 41)) == (9, 1 << 41)
+    assert wire.read_near(wire.near(9, 1, 2)) == (9, 1, 2)
+    report = NOTHING._replace(id=3, status=9, limit=1.5, stdout=1 << 40)
+    assert wire.read_report(wire.report(report)) == report
+    owned = sandbox.Owned("/x/y", 1 << 33, 5)
+    assert wire.read_clean(wire.clean(owned)) == owned
+
+
+def test_a_result_is_read_as_it_was_told() -> None:
+    result = wire.read_result(told(wire.RAISED, b"pickle", texts=(b"E", b"text", b"trace", b"call", b"")))
+    assert result.texts[:4] == ("E", "text", "trace", "call") and result.data == b"pickle"
+
+
+@pytest.mark.parametrize("junk", [b"", b"x", told(wire.RETURNED)[:-1], told(wire.RETURNED) + b"x", told(99), bytes(200)])
+def test_junk_is_no_result(junk: bytes) -> None:
+    with pytest.raises(ValueError, match="not a result"):
+        wire.read_result(junk)
+
+
+@pytest.mark.parametrize(
+    ("report", "message", "lost", "expected"),
+    [
+        (NOTHING._replace(flags=1), told(wire.RETURNED, b"v"), "", Returned(Inline(b"v"))),
+        (NOTHING._replace(flags=1), told(wire.RETURNED, b"", 5, (*wire.NO_TEXTS[:4], b"d")), "", Returned(Blob("d", 5))),  # type: ignore[arg-type]
+        (NOTHING._replace(flags=1, status=9, verdict=1, limit=2.0, measured=3.0, at_s=1.0), None, "",
+         Exhausted("memory", 2.0, 3.0, 1.0)),
+        (NOTHING._replace(flags=1, status=9, verdict=5), told(wire.RETURNED, b"v"), "", Killed()),
+        (NOTHING._replace(flags=1, status=11), None, "", Crashed(11, None)),
+        (NOTHING._replace(flags=1, status=3 << 8), None, "", Crashed(None, 3)),
+        (NOTHING, None, "gone", Lost("gone", started=False)),
+        (None, None, "gone", Lost("gone", started=True)),
+    ],
+)  # fmt: skip
+def test_the_outcome(report: wire.Report | None, message: bytes | None, lost: str, expected: object) -> None:
+    result = wire.read_result(message) if message else None
+    assert outcome_of(host.Over(7, result, report, lost)) == expected
+
+
+def test_an_exception_keeps_its_stage() -> None:
+    over = host.Over(7, wire.read_result(told(wire.RAISED, texts=(b"E", b"", b"", b"dump", b""))), NOTHING)
+    assert outcome_of(over) == Raised(None, "E", "", "", "dump")
+
+
+@pytest.mark.parametrize("total", [0, 10, capture.HEAD, capture.HEAD + capture.TAIL, 1_000_000, 1_234_567])
+def test_the_capture_keeps_head_and_tail(total: int) -> None:
+    sent = bytes(n * 7 % 251 for n in range(1000)) * (total // 1000 + 1)
+    sent = sent[:total]
+    file = os.memfd_create("test")
+    stream = capture.Capture(file)
+    for at in range(0, total, 30_000):
+        os.write(stream.write_end, sent[at : at + 30_000])
+        stream.pump()
+    assert stream.total == total
+    kept = capture.read(file, total)
+    if total <= capture.HEAD + capture.TAIL:
+        assert kept == sent
+    else:
+        assert kept.startswith(sent[: capture.HEAD]) and kept.endswith(sent[-capture.TAIL :])
+        assert b"%d bytes left out" % (total - capture.HEAD - capture.TAIL) in kept
+    for fd in (file, stream.read_end, stream.write_end):
+        os.close(fd)
+
+
+# -- what is ever removed
+
+
+def test_only_an_empty_directory_by_its_full_path_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = tmp_path / "full"
+    (full / "sub").mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(full / "sub")
+    monkeypatch.chdir(full / "sub")
+    for path in (str(full), ".", "", "sub", str(link), str(tmp_path / "absent")):
+        with pytest.raises((ValueError, OSError)):
+            sandbox.own(path)
+    assert sandbox.own(str(full / "sub")).path == str(full / "sub")
+
+
+def test_removal_takes_all_of_it_and_nothing_else(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o750)
+    (outside / "file").write_text("stays")
+    box = tmp_path / "box"
+    box.mkdir()
+    owned = sandbox.own(str(box))
+    (box / "a" / "b").mkdir(parents=True)
+    (box / "a" / "b" / "f").write_bytes(bytes(100_000))
+    (box / "link").symlink_to(outside)
+    (box / "a" / "b").chmod(0)
+    box.chmod(0)
+    assert sandbox.remove(owned) >= 100_000
+    assert not box.exists() and (outside / "file").read_text() == "stays"
+    assert outside.stat().st_mode & 0o777 == 0o750
+
+
+def test_another_directory_in_its_place_is_left_alone(tmp_path: Path) -> None:
+    box = tmp_path / "box"
+    box.mkdir()
+    owned = sandbox.own(str(box))
+    box.rename(tmp_path / "moved")
+    box.mkdir()
+    (box / "mine").write_text("stays")
+    assert sandbox.remove(owned) == 0
+    assert (box / "mine").exists()
+    box.rename(tmp_path / "other")
+    box.symlink_to(tmp_path / "other")
+    assert sandbox.remove(owned) == 0
+    assert (tmp_path / "other" / "mine").exists()
