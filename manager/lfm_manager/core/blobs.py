@@ -11,6 +11,7 @@ from lfm.protocol.ids import Digest, PeerId, TaskId
 from lfm.protocol.messages import ForgetBlob
 from lfm.protocol.outcomes import Blob
 from lfm_manager.core.commands import Command, DropBlob, GetBlob, TellWorker
+from lfm_manager.core.spread import Spread
 
 
 @dataclass(slots=True, eq=False)
@@ -27,11 +28,11 @@ class Known:
 
 
 class Blobs:
-    def __init__(self, out: list[Command]) -> None:
+    def __init__(self, spread: Spread, out: list[Command]) -> None:
         self.known: dict[Digest, Known] = {}
         self.present: set[Digest] = set()  # left in the store by the manager before this one
         self._asked_of: dict[PeerId, dict[Digest, None]] = {}
-        self._out = out
+        self._spread, self._out = spread, out
 
     def use(self, blob: Blob, source: PeerId | None) -> Known:
         """One more user; pulled from ``source`` if it is not here."""
@@ -60,6 +61,7 @@ class Blobs:
         if known.asked is not None:
             del self._asked_of[known.asked][digest]
         self._out.append(DropBlob(digest))
+        self._spread.forget(digest)
         self._out.extend(TellWorker(peer, ForgetBlob(digest)) for peer in known.told)
 
     def stored(self, digest: Digest) -> list[TaskId]:

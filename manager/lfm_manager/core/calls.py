@@ -417,7 +417,10 @@ class Calls:
             task.category.succeeded += 1
             task.become(Done(finished))
         else:
-            task.category.failed += 1
+            if isinstance(outcome, Cancelled | Killed):
+                task.category.cancelled += 1  # its user's wish, not its failure
+            else:
+                task.category.failed += 1
             self._stop_waiting(task)
             task.become(Failed(finished))
         self.finished += 1

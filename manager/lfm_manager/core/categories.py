@@ -27,6 +27,7 @@ class Category:
     in_flight: int = 0
     succeeded: int = 0
     failed: int = 0
+    cancelled: int = 0  # or killed
     seen: int = 0  # successes that sizing knows of, earlier runs included
     wall_s: float = 0.0  # of all successes
     too_small: int = 0

@@ -44,6 +44,7 @@ def check(core: ManagerCore, now: float) -> None:
     _check_workers(core, placed, collecting)
     _check_queues(core, queued, now)
     _check_blobs(core)
+    core.spread.check()
 
 
 def _check_workers(

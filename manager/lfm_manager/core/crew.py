@@ -18,6 +18,7 @@ from lfm_manager.core.environments import Environments
 from lfm_manager.core.policy import Policy
 from lfm_manager.core.schedule import Scheduler
 from lfm_manager.core.sizes import Sizes
+from lfm_manager.core.spread import Spread
 from lfm_manager.core.tasks import Adrift, Collecting, Placed, Ready, Task
 from lfm_manager.core.workers import Worker
 
@@ -25,7 +26,7 @@ from lfm_manager.core.workers import Worker
 class Crew:
     def __init__(
         self, policy: Policy, workers: dict[PeerId, Worker], calls: Calls, scheduler: Scheduler, sizes: Sizes,
-        blobs: Blobs, environments: Environments, out: list[Command],
+        blobs: Blobs, spread: Spread, environments: Environments, out: list[Command],
     ) -> None:
         self.workers = workers
         self.adrift: dict[str, dict[str, Task]] = {}  # by worker session: calls that it may come back with
@@ -34,7 +35,7 @@ class Crew:
         self.alerts: list[str] = []  # for whoever tells people
         self._policy = policy
         self._calls, self._scheduler, self._sizes = calls, scheduler, sizes
-        self._blobs, self._environments, self._out = blobs, environments, out
+        self._blobs, self._spread, self._environments, self._out = blobs, spread, environments, out
 
     # ------------------------------------------------------------ coming and going
 
@@ -75,6 +76,7 @@ class Crew:
             task = self._calls.tasks[task_id]
             assert isinstance(task.state, Placed)
             self._calls.worker_died(task, task.state, reason, charged, now)
+        self._spread.gone(worker.peer)
         del self.workers[worker.peer]
         self._scheduler.gone(worker)
         self._count()
@@ -134,6 +136,10 @@ class Crew:
                     self.drain(worker, "it says so", tell=False)
                 self._count()
                 self._scheduler.room(worker)
+            case m.SeekBlob(digest, size):
+                self._spread.seek(worker.peer, digest, size, now)
+            case m.BlobSought(digest, offer):
+                self._spread.sought(worker.peer, digest, offer)
             case m.WorkerLeaving(reason):
                 self.lost(worker, f"it left: {reason}", False, now)
             case _:

@@ -44,7 +44,7 @@ class WorkerSaid:
     peer: PeerId
     message: (
         m.CallStarted | m.CallEnded | m.LimitRaised | m.EnvironmentReady | m.EnvironmentUnusable
-        | m.OfferChanged | m.WorkerLeaving
+        | m.SeekBlob | m.BlobSought | m.OfferChanged | m.WorkerLeaving
     )
 
 

@@ -2,7 +2,7 @@
 
 Owns the parts and their order: an event changes the books of one of them, then the scheduler places what can
 be placed.  The parts: ``clients`` and ``crew`` (who is there and what they say), ``calls`` (what becomes of a
-call), ``environments``, ``blobs``, ``sizes``, ``schedule``.
+call), ``environments``, ``blobs``, ``spread`` (who pulls a large one from whom), ``sizes``, ``schedule``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from lfm_manager.core.queues import Queue
 from lfm_manager.core.recovery import recover
 from lfm_manager.core.schedule import Scheduler
 from lfm_manager.core.sizes import Sizes
+from lfm_manager.core.spread import Spread
 from lfm_manager.core.tasks import Task
 from lfm_manager.core.workers import Demand, Worker
 from lfm_manager.sizing.sizer import Sizer
@@ -41,14 +42,16 @@ class ManagerCore:
         self.policy = policy
         self.workers: dict[PeerId, Worker] = {}
         self.sizes = Sizes(sizers)
-        self.blobs = Blobs(self._out)
+        self.spread = Spread(self.workers, self._out)
+        self.blobs = Blobs(self.spread, self._out)
         self.environments = Environments(self.blobs, self._out)
         self.scheduler = Scheduler(self.workers, self._demand, patience=policy.patience, probes=policy.probes)
         self.calls = Calls(
             policy, self.sizes, self.scheduler, self.blobs, self.environments, self.workers, self._out
         )
         self.crew = Crew(
-            policy, self.workers, self.calls, self.scheduler, self.sizes, self.blobs, self.environments, self._out
+            policy, self.workers, self.calls, self.scheduler, self.sizes, self.blobs, self.spread, self.environments,
+            self._out,
         )
         self.clients = Clients(policy, self.calls, self.blobs, self.environments, self._out)
 
@@ -88,6 +91,7 @@ class ManagerCore:
             case e.Ticked():
                 self.clients.expire(now)
                 self.crew.recover(now)
+                self.spread.tick(now)
             case _:
                 assert_never(event)
         self._schedule(now)
@@ -97,7 +101,9 @@ class ManagerCore:
 
     def deadline(self) -> float | None:
         """When a Ticked is due, if nothing happens before."""
-        times = (self.clients.deadline(), self.crew.recovery_ends, self.scheduler.deadline())
+        times = (
+            self.clients.deadline(), self.crew.recovery_ends, self.scheduler.deadline(), self.spread.deadline(),
+        )
         return min((t for t in times if t is not None), default=None)
 
     # ------------------------------------------------------------ events that concern several parts

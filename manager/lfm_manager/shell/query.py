@@ -207,7 +207,7 @@ def category_row(core: ManagerCore, category: Category) -> dict[str, Any]:
     allotted = category.allotted_memory_s
     return {
         "category": category.name, "submitted": category.submitted, "in_flight": category.in_flight,
-        "succeeded": category.succeeded, "failed": category.failed, "grown": category.grown,
+        "succeeded": category.succeeded, "failed": category.failed, "cancelled": category.cancelled, "grown": category.grown,
         "retries": {"too_small": category.too_small, "lost": category.lost, "raised": category.raised},
         "mean_wall_s": category.mean_wall,
         "allocated": {n: spread([getattr(s.allocation, n) for s in samples]) for n in ("cores", "memory", "disk")},

@@ -1,0 +1,115 @@
+"""What the manager writes down comes back as it was, and what is forgotten does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lfm_manager.core import commands as c
+from lfm_manager.shell.history import KEPT, History
+from lfm_manager.shell.store import FORGOTTEN, Store, StoreFailed, file_system
+
+from lfm.protocol import messages as m
+from lfm.protocol.ids import EnvironmentKey, FunctionId, TaskId
+from lfm.protocol.outcomes import Inline, Returned
+from lfm.protocol.resources import Request, Resources, Usage
+
+HELLO = m.ClientHello("s", "me", "here", 1)
+ENVIRONMENT = m.DeclareEnvironment(EnvironmentKey("e"), Inline(b"{}"), "numpy")
+FUNCTION = m.DeclareFunction(FunctionId("f"), "mod.f", "mod.f", EnvironmentKey("e"), Inline(b"code"), None, ("numpy",))
+
+
+def submit(n: int) -> m.Submit:
+    return m.Submit(TaskId(f"s-{n}"), FunctionId("f"), Inline(b"x"), Request(memory=5))
+
+
+def finished(n: int) -> m.Finished:
+    return m.Finished(TaskId(f"s-{n}"), Returned(Inline(b"v")), Usage(), Resources(), ())
+
+
+def write(store: Store, *commands: object) -> None:
+    for command in commands:
+        store.write(command)  # type: ignore[arg-type]
+    store.commit()
+
+
+def filled(path: Path, calls: int) -> Store:
+    store = Store(path)
+    write(store, c.SaveSession("s", HELLO), c.SaveDeclared(ENVIRONMENT), c.SaveDeclared(FUNCTION))
+    write(store, *(c.SaveTask("s", submit(n)) for n in range(calls)))
+    return store
+
+
+def test_an_empty_store_has_nothing_to_recover(tmp_path: Path) -> None:
+    store = Store(tmp_path / "lfm.db")
+    assert store.recover(()) is None
+    store.close()
+
+
+def test_what_was_committed_comes_back_in_order_and_the_rest_does_not(tmp_path: Path) -> None:
+    store = filled(tmp_path / "lfm.db", 12)
+    write(store, c.SaveAttempt(TaskId("s-0"), 1, "w"), c.SaveAttempt(TaskId("s-1"), 3, "v"), c.SaveResult(finished(1)))
+    store.write(c.SaveResult(finished(2)))  # and then the power goes
+    again = Store(tmp_path / "lfm.db")
+    found = again.recover(())
+    assert found is not None
+    assert found.environments == (ENVIRONMENT,) and found.functions == (FUNCTION,)
+    (session,) = found.sessions
+    assert session.hello == HELLO and [t.submit for t in session.tasks] == [submit(n) for n in range(12)]
+    assert [(t.attempt, t.worker, t.finished) for t in session.tasks[:3]] == [(1, "w", None), (3, "v", finished(1)), (0, "", None)]
+    again.close()
+    store.close()
+
+
+def test_what_comes_and_goes_between_two_commits_is_never_written(tmp_path: Path) -> None:
+    store = filled(tmp_path / "lfm.db", 0)
+    write(store, c.SaveTask("s", submit(1)), c.SaveAttempt(TaskId("s-1"), 1, "w"), c.SaveResult(finished(1)), c.ForgetTask(TaskId("s-1")))
+    found = store.recover(())
+    assert found is not None and found.sessions[0].tasks == ()
+    store.close()
+
+
+def test_what_is_forgotten_goes_at_the_end_or_when_it_is_much(tmp_path: Path) -> None:
+    store = filled(tmp_path / "lfm.db", FORGOTTEN + 5)
+    write(store, *(c.ForgetTask(TaskId(f"s-{n}")) for n in range(FORGOTTEN)))
+    found = store.recover(())
+    assert found is not None and len(found.sessions[0].tasks) == 5
+    write(store, c.ForgetTask(TaskId(f"s-{FORGOTTEN}")), c.ForgetSession("other"))
+    store.close()
+    again = Store(tmp_path / "lfm.db")
+    found = again.recover(())
+    assert found is not None and len(found.sessions[0].tasks) == 4
+    again.close()
+
+
+def test_a_store_of_another_version_or_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
+    store = Store(tmp_path / "lfm.db")
+    store._db.execute("UPDATE meta SET value = '0'")
+    store.close()
+    with pytest.raises(StoreFailed, match="another version"):
+        Store(tmp_path / "lfm.db")
+    (tmp_path / "text").write_text("nonsense " * 1000)
+    with pytest.raises(StoreFailed, match="cannot use"):
+        Store(tmp_path / "text")
+
+
+def test_the_file_system_is_known(tmp_path: Path) -> None:
+    assert file_system(Path("/proc")) == "proc"
+    assert file_system(tmp_path)
+
+
+def test_the_history_keeps_the_latest_of_each_category(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.db")
+    for n in range(3 * KEPT):
+        used = Usage(wall_s=1.0, memory=n, memory_by="self")
+        history.add("run", 0.0, c.SaveMeasurement("a", n, Resources(), used, "returned"), 0.0)
+        if n % 100 == 0:
+            history.write()
+    history.add("run", 0.0, c.SaveMeasurement("b", 7, Resources(), Usage(), "returned"), 0.0)
+    assert history.deadline() is not None
+    history.write()
+    assert history.deadline() is None
+    found = list(history.measurements())
+    assert [x.usage.memory for x in found if x.category == "a"] == list(range(2 * KEPT, 3 * KEPT))
+    assert history.forget("a") == KEPT and [x.category for x in history.measurements()] == ["b"]
+    history.close()
