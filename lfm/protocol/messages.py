@@ -5,7 +5,9 @@ Refused (both handled by ``lfm.connection``, as are sequence numbers, acknowledg
 what is below arrives exactly once and in order while both ends live).  A **viewer** asks Query only.
 
 Blobs are pulled: whoever lacks one says FetchBlob, range by range, with a few ranges outstanding (its credits);
-the other answers BlobChunk or BlobMissing.  The same three messages serve in every direction.
+the other answers BlobChunk or BlobMissing.  The same three messages serve in every direction, also between two
+workers.  A worker that lacks a large one says SeekBlob first and is told where to pull it from (BlobSource), and
+says BlobSought when that is over.
 """
 
 from __future__ import annotations
@@ -233,6 +235,14 @@ class BlobMissing:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a worker gives other workers of its run the blobs that it has."""
+
+    address: str  # "tcp://10.0.0.2:40123"
+    key: str  # the public key that is proved there, Z85
+
+
 # ---------------------------------------------------------------- manager -> worker
 
 
@@ -282,6 +292,14 @@ class ForgetBlob:
     digest: Digest
 
 
+@dataclass(frozen=True, slots=True)
+class BlobSource:
+    """The answer to SeekBlob, as soon as somebody is free to give it.  ``source`` None: the manager itself."""
+
+    digest: Digest
+    source: Source | None
+
+
 # ---------------------------------------------------------------- worker -> manager
 
 
@@ -325,6 +343,22 @@ class EnvironmentUnusable:
 
 
 @dataclass(frozen=True, slots=True)
+class SeekBlob:
+    """Who gives me this blob?  Asked again: whom you named does not."""
+
+    digest: Digest
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlobSought:
+    """No more need to seek it.  ``offer``: from now on others may have it here; None: not, or not any more."""
+
+    digest: Digest
+    offer: Source | None
+
+
+@dataclass(frozen=True, slots=True)
 class OfferChanged:
     offer: Resources
     draining: bool = False
@@ -345,7 +379,7 @@ ToClient = (
 )
 FromWorker = (
     CallStarted | CallEnded | LimitRaised | EnvironmentReady | EnvironmentUnusable | OfferChanged | WorkerLeaving
-    | FetchBlob | BlobChunk | BlobMissing
+    | SeekBlob | BlobSought | FetchBlob | BlobChunk | BlobMissing
 )
-ToWorker = DefineFunction | Run | KillCall | Drain | ForgetBlob | FetchBlob | BlobChunk | BlobMissing
+ToWorker = DefineFunction | Run | KillCall | Drain | ForgetBlob | BlobSource | FetchBlob | BlobChunk | BlobMissing
 Message = Hello | Welcome | Refused | FromClient | ToClient | FromWorker | ToWorker
