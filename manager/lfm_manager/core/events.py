@@ -26,11 +26,13 @@ class PeerLost:
     """A session's lease is over, or it said goodbye: it never comes back under this PeerId.
 
     ``sure``: its process is known to be gone, so nobody will come back under another one either.
+    ``goodbye``: it went on its own account, so nothing that it ran is to blame.
     """
 
     peer: PeerId
     reason: str
     sure: bool = False
+    goodbye: bool = False
 
 
 @dataclass(frozen=True, slots=True)

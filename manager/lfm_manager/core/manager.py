@@ -110,7 +110,7 @@ class ManagerCore:
 
     def _peer_lost(self, lost: e.PeerLost, now: float) -> None:
         if (worker := self.workers.get(lost.peer)) is not None:
-            self.crew.lost(worker, lost.reason, True, now)
+            self.crew.lost(worker, lost.reason, not lost.goodbye, now)
         elif (session := self.clients.peers.get(lost.peer)) is not None:
             self.clients.lost(session, lost.sure, now)
             for digest in self.blobs.gone(lost.peer):

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 FAREWELL = 2.0  # seconds that workers without calls have to leave, when the manager is stopped
 PACKETS = 64  # of all peers taken in one round: the rest waits in the socket, and answers are not kept back
-SURE = ("it said goodbye", "its process ended")  # ways of leaving after which nobody comes back
+GOODBYE, DEAD = "it said goodbye", "its process ended"  # what a Left says, where nobody comes back
 ONLY_CLIENTS = ("drain", "stop", "shutdown", "cancel")  # questions that change something
 
 
@@ -199,7 +199,7 @@ class Manager:
                 if role != "viewer":
                     log.info("%s %d left: %s", role, peer, reason)
                 self.transfers.gone(peer)
-                self._tell(e.PeerLost(peer, reason, reason in SURE))
+                self._tell(e.PeerLost(peer, reason, reason in (GOODBYE, DEAD), reason == GOODBYE))
 
     def _said(self, peer: PeerId, message: m.Message) -> None:
         match message:
