@@ -15,6 +15,7 @@ from typing import Any
 
 MAGIC = b"LFM1"
 ALIGN = 64
+_ONE = struct.Struct(f"<4sIQ{ALIGN - 16}x")
 Buffer = bytes | bytearray | memoryview
 
 
@@ -31,6 +32,8 @@ def pack(obj: Any, dumps: Callable[..., bytes] = pickle.dumps) -> list[Buffer]:
 
 def assemble(segments: Sequence[Buffer]) -> list[Buffer]:
     """Header, segments and the padding between them."""
+    if len(segments) == 1:  # most calls' arguments and values
+        return [_ONE.pack(MAGIC, 1, memoryview(segments[0]).nbytes), segments[0]]
     sizes = [memoryview(s).nbytes for s in segments]
     pieces: list[Buffer] = [struct.pack(f"<4sI{len(sizes)}Q", MAGIC, len(sizes), *sizes)]
     at = len(pieces[0])
@@ -69,6 +72,15 @@ def unpack(data: Buffer, persistent_load: Callable[[Any], Any] | None = None) ->
     head, *buffers = segments(data)
     if persistent_load is None:
         return pickle.loads(head, buffers=buffers)
-    unpickler = pickle.Unpickler(io.BytesIO(head), buffers=buffers)
-    unpickler.persistent_load = persistent_load  # type: ignore[method-assign]
-    return unpickler.load()
+    return _Unpickler(io.BytesIO(head), buffers, persistent_load).load()
+
+
+class _Unpickler(pickle.Unpickler):
+    """With its own answer to persistent ids; an instance's attribute will not do since Python 3.13."""
+
+    def __init__(self, file: io.BytesIO, buffers: list[memoryview], load: Callable[[Any], Any]) -> None:
+        super().__init__(file, buffers=buffers)
+        self._load = load
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._load(pid)
