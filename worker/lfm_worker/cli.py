@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -86,8 +88,11 @@ def start(run: str | None, run_dir: Path | None, connect: Path | None, **options
     level = logging.WARNING if options["quiet"] else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s lfm worker: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
-        path = locate(connect or run_dir or run, "worker").absolute()
-        _work(lambda: ConnectionFile.read(path), options)
+        if run_dir is not None:  # of a manager that may just be starting, beside us
+            path = run_dir.absolute() / "worker.json"
+        else:
+            path = locate(connect or run, "worker").absolute()
+        _work(lambda: ConnectionFile.read(path), options, path if run_dir is not None else None)
     except ConnectionFailed as error:
         fail(str(error), code=NO_MANAGER)
     except ProtocolError as error:
@@ -96,7 +101,16 @@ def start(run: str | None, run_dir: Path | None, connect: Path | None, **options
         fail(str(error), code=FAILED)
 
 
-def _work(file: Callable[[], Any], options: dict[str, Any]) -> None:
+def _await_manager(path: Path, timeout: float, stdin_eof: bool) -> None:
+    """Until a manager that is starting has published its address, it is too late for that, or nobody wants it."""
+    end = time.monotonic() + timeout
+    while not path.exists() and time.monotonic() < end:
+        if stdin_eof and select.select([0], [], [], 0.0)[0]:
+            break
+        time.sleep(0.01)
+
+
+def _work(file: Callable[[], Any], options: dict[str, Any], awaited: Path | None = None) -> None:
     from lfm_worker.shell import loop, offer
     from lfm_worker.shell.detect import detect as look
     from lfm_worker.shell.places import Cache
@@ -118,6 +132,8 @@ def _work(file: Callable[[], Any], options: dict[str, Any]) -> None:
     cache = Cache(cache_root(found, options["work_dir"]))
     settings = replace(settings, cpus=cache.claim_cpus(settings.cpus))
     name = options["name"] or loop.default_name(found.job.system, found.job.id)
+    if awaited is not None:
+        _await_manager(awaited, options["connect_timeout"], options["stdin_eof"])
     connection = file()
     what = settings.offer
     log.info(
