@@ -58,14 +58,22 @@ class Calls:
         self._open[submit.task] = future
         self._submit(submit)
 
+    def _lend(self, *payloads: o.Payload | None) -> None:
+        for payload in payloads:
+            if isinstance(payload, o.Blob):
+                self._outgoing.spool.lend(payload)
+
     def _submit(self, submit: m.Submit) -> None:
         if submit.function not in self._declared:
             described = self._outgoing.described[submit.function]
+            self._lend(described.function.code, described.function.overlay)
             if described.environment.key not in self._declared:
+                self._lend(described.environment.plan)
                 self._say(described.environment)
                 self._declared.add(described.environment.key)
             self._say(described.function)
             self._declared.add(submit.function)
+        self._lend(submit.arguments, *submit.blobs)
         self._say(submit)
 
     def say_all_again(self) -> None:

@@ -19,6 +19,11 @@ from lfm.protocol.resources import format_duration, format_size
 from lfm.repair import is_here
 
 _FRAME = re.compile(r'File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<name>.*)')  # faulthandler's; the innermost comes first
+_WORDS = {
+    "memory": "ran out of memory", "disk": "ran out of disk", "wall_time": "ran out of time",
+    "processes": "had too many processes", "environmentbroken": "lacked a module", "lost": "lost its worker",
+    "impossible": "could not run", "killed": "was killed", "cancelled": "was cancelled",
+}  # fmt: skip
 TAIL = 20  # lines of a call's stderr that are added to its exception
 
 
@@ -84,12 +89,12 @@ def error_of(finished: Finished, name: str, data: payload.Buffer | None = None) 
 
 def how_it_ended(finished: Finished, name: str) -> Iterator[str]:
     """A line for the call, and one for each of its attempts."""
-    yield f"{name} {o.outcome_name(finished.outcome).replace('_', ' ')} after {len(finished.attempts)} attempt{'s' * (len(finished.attempts) != 1)}"
+    yield f"{name} {_WORDS.get(ended := o.outcome_name(finished.outcome), ended)} after {len(finished.attempts)} attempt{'s' * (len(finished.attempts) != 1)}"
     for attempt in finished.attempts:
         given = f"{attempt.allocation.cores:g} cores, {format_size(attempt.allocation.memory)}"
         used = attempt.usage
         took = f"; used {used.cores:.1f} cores, {format_size(used.memory)} in {format_duration(used.wall_s)}" if used else ""
-        yield f"  {attempt.number}. {attempt.outcome.replace('_', ' ')} on {attempt.host or attempt.worker}: given {given}{took}"
+        yield f"  {attempt.number}. {_WORDS.get(attempt.outcome, attempt.outcome)} on {attempt.host or attempt.worker}: given {given}{took}"
 
 
 def _own(raised: o.Raised, name: str, data: payload.Buffer | None) -> BaseException:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import os
+import socket
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from lfm.errors import ConnectionFailed
 from lfm.options import Options
 from lfm.protocol.resources import parse_size
 
@@ -128,13 +131,17 @@ class Executor(_Face):
         self._via = next(_views)
         self._options = Options()
         if run is None and not os.environ.get("LFM_RUN"):
+            if "LFM_TASK" in os.environ:
+                raise ConnectionFailed(
+                    "a call cannot start a manager of its own; submit from the client, or name a running one: lfm.Executor(NAME)"
+                )
             from lfm.embedded import Embedded
 
             embedded = Embedded(workers or 1, cores, sized)
             try:  # they start while we import what it takes to talk to them
                 from lfm.session import Session
 
-                self._session = Session(embedded.connection, embedded)
+                self._session = Session(embedded.connection, embedded, embedded.directory / "blobs")
             except BaseException:
                 embedded.stop()
                 raise
@@ -144,7 +151,7 @@ class Executor(_Face):
 
             if run is not None and (workers, cores, memory) != (None, None, None):
                 raise TypeError("workers=, cores= and memory= size the workers of an own manager; a running one was named")
-            self._session = Session(lambda: find_run(run, "client"))
+            self._session = Session(lambda: find_run(run, "client"), blobs=_blobs_here(run))
         # An executor that nobody holds any more answers what it was asked, and ends.
         weakref.finalize(self, self._session.close, wait=False).atexit = False
 
@@ -157,6 +164,15 @@ class Executor(_Face):
 
     def __repr__(self) -> str:
         return f"<lfm.Executor {self._session.where}, {self._max_workers} calls at once>"
+
+
+def _blobs_here(run: str | os.PathLike[str] | None) -> Path | None:
+    """A running manager's store, if it runs on this machine."""
+    from lfm.run import ConnectionFile, locate
+
+    file = locate(run, "client")
+    store = file.parent / "blobs"
+    return store if ConnectionFile.read(file).host == socket.gethostname() and store.is_dir() else None
 
 
 class View(_Face):

@@ -27,8 +27,8 @@ class Incoming:
 
     def fetch(self, blob: Blob, take: Taker) -> None:
         """Pull a blob; ``take`` gets its content, or None if it cannot be had."""
-        if self._spool.holds(blob.digest):  # what was sent came back
-            take(self._spool.map(blob.digest))
+        if (content := self._spool.borrow(blob)) is not None:
+            take(content)
             return
         takers = self._takers.setdefault(blob.digest, [])
         takers.append(take)

@@ -38,8 +38,9 @@ class Outgoing:
     """Makes messages.  Safe for several threads."""
 
     def __init__(self, spool: Spool) -> None:
-        self._spool = spool
+        self.spool = spool
         self._packer = Packer()
+        self._warned: set[str] = set()
         self._lock = Lock()  # of what is described
         self.described: dict[FunctionId, Described] = {}
         self._environments: dict[EnvironmentKey, DeclareEnvironment] = {}
@@ -58,17 +59,19 @@ class Outgoing:
         options = options.over(described.options)
         blobs = tuple(Blob(Digest(handle.digest), handle.size) for handle in handles)
         for blob in blobs:
-            if not self._spool.holds(blob.digest):
+            if not self.spool.holds(blob.digest):
                 raise ValueError("a handle among the arguments was made by another executor, or this one is shut down")
-            self._spool.hold(blob)
+            self.spool.hold(blob)
         return Submit(
-            task, packed.function, self._spool.payload(pieces, waiting), options.request(), options.category,
+            task, packed.function, self.spool.payload(pieces, waiting), options.request(), options.category,
             options.retries or 0, options.priority or 0.0, len(calls) if chunked else 0, blobs,
         ), described
 
     def _describe(self, packed: Packed) -> Described:
         for text in packed.warnings:
-            warnings.warn(text, UserWarning, stacklevel=5)  # where submit() was called
+            if text not in self._warned:
+                self._warned.add(text)
+                warnings.warn(text, UserWarning, stacklevel=5)  # where submit() was called
         options = Options.parse(packed.options)
         key = EnvironmentKey(packed.plan.key)
         with self._lock:
@@ -76,11 +79,11 @@ class Outgoing:
                 return known
             environment = self._environments.get(key)
             if environment is None:
-                plan = self._spool.payload([packed.plan.to_json()], 0)
+                plan = self.spool.payload([packed.plan.to_json()], 0)
                 environment = self._environments[key] = DeclareEnvironment(key, plan, packed.environment_name)
             function = DeclareFunction(
-                packed.function, packed.name, packed.category, key, self._spool.payload(packed.code, 0),
-                None if packed.overlay is None else self._spool.payload([packed.overlay], 0), packed.preload,
+                packed.function, packed.name, packed.category, key, self.spool.payload(packed.code, 0),
+                None if packed.overlay is None else self.spool.payload([packed.overlay], 0), packed.preload,
             )
             described = self.described[packed.function] = Described(environment, function, options, packed)
             return described
@@ -95,6 +98,6 @@ class Outgoing:
     def over(self, submit: Submit) -> None:
         """The call is over: what it alone needed is not needed any more."""
         if isinstance(submit.arguments, Blob):
-            self._spool.release(submit.arguments)
+            self.spool.release(submit.arguments)
         for blob in submit.blobs:
-            self._spool.release(blob)
+            self.spool.release(blob)

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import Future as PlainFuture
 from concurrent.futures import InvalidStateError
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -76,14 +77,17 @@ _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 class Session:
     """The link, its thread, and the calls that are not over."""
 
-    def __init__(self, connection: Callable[[], ConnectionFile], embedded: Embedded | None = None) -> None:
+    def __init__(
+        self, connection: Callable[[], ConnectionFile], embedded: Embedded | None = None, blobs: Path | None = None
+    ) -> None:
+        """``blobs``: the manager's store, if it lies on this machine."""
         self.name = secrets.token_hex(6)
         self._embedded = embedded
         self._connection = connection
         self._pid = os.getpid()
         self._dialer = Dialer(connection, self._hello)
         self._run_name = "" if embedded else self._dialer.connect(CONNECT_TIMEOUT).run
-        self.spool = Spool(embedded.directory if embedded else None)
+        self.spool = Spool(embedded.directory if embedded else None, blobs)
         self._outgoing = Outgoing(self.spool)
         self._incoming = Incoming(self.spool, self._dialer.send)
         self._news = EnvironmentNews()

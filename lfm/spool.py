@@ -1,7 +1,8 @@
 """Where a session keeps payloads too large for a message, until the manager has pulled them; and large results.
 
 A private temporary directory, made when it is first needed and removed at the end; what a killed process left
-behind is swept by the next one.  Counts who still needs each blob.
+behind is swept by the next one.  Counts who still needs each blob.  Where the manager's own store lies on this
+very machine, blobs are linked into it and mapped out of it, and no byte goes through a socket.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ SMALL = 1024  # bytes that always ride in the message
 class Spool:
     """One session's blobs.  Safe for several threads."""
 
-    def __init__(self, parent: Path | None = None) -> None:
-        """``parent``: a private directory that somebody else removes; None: one of our own."""
+    def __init__(self, parent: Path | None = None, neighbour: Path | None = None) -> None:
+        """``parent``: a private directory that somebody else removes; None: one of our own.
+        ``neighbour``: the manager's store, if it is here."""
         self._parent = parent
+        self._neighbour = neighbour
         self._own: Path | None = None
         self._lock_file: int | None = None
         self._store: BlobStore | None = None
@@ -87,10 +90,30 @@ class Spool:
                 self._store.drop(blob.digest)
 
     def map(self, digest: Digest) -> Buffer:
-        """The content of a blob, as a private mapping that outlives its file."""
-        with self.store.path(digest).open("rb") as file:
+        """The content of a blob that came, as a private mapping that outlives its file."""
+        return self._map(self.store.path(digest))
+
+    @staticmethod
+    def _map(path: Path) -> Buffer:
+        with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)) if size else b""
+
+    def lend(self, blob: Blob) -> None:
+        """Let the manager find a blob in its own store, where that is possible; else it will ask for it."""
+        if self._neighbour is not None:
+            with contextlib.suppress(OSError):
+                os.link(self.store.path(blob.digest), self._neighbour / blob.digest)
+
+    def borrow(self, blob: Blob) -> Buffer | None:
+        """The content of a blob that need not be asked for."""
+        if self.holds(blob.digest):  # what was sent came back
+            return self._map(self.store.path(blob.digest))
+        if self._neighbour is not None:
+            with contextlib.suppress(OSError):
+                path = self._neighbour / blob.digest
+                return self._map(path) if path.stat().st_size == blob.size else None
+        return None
 
     def forget(self, digest: Digest) -> None:
         """Remove what nobody holds."""

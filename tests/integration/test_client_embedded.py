@@ -248,17 +248,17 @@ def processes_naming(text):
     return found
 
 
-def script(tmp_path, text):
+def script(tmp_path, text, **more):
     """A user's script, run in an empty directory; everything temporary of it lies in ``tmp_path``."""
     folder = tmp_path / "empty"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     temporary = tmp_path / "tmp"
-    temporary.mkdir()
+    temporary.mkdir(exist_ok=True)
     file = tmp_path / "script.py"
     file.write_text(textwrap.dedent(text))
     environ = {k: v for k, v in os.environ.items() if k != "LFM_RUN"}
     return subprocess.Popen(
-        [sys.executable, str(file)], cwd=folder, env={**environ, "TMPDIR": str(temporary)},
+        [sys.executable, str(file)], cwd=folder, env={**environ, "TMPDIR": str(temporary), **more},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -326,6 +326,49 @@ def test_the_users_own_modules_travel(tmp_path):
     """)
     out, err = process.communicate(timeout=PATIENCE)
     assert (out, err) == ("22 33\n", "")
+
+
+def test_an_environment_that_lacks_a_module_is_repaired_and_remembered(tmp_path):
+    (tmp_path / "of_mine.py").write_text("VALUE = 5\n")
+    text = """
+        import warnings
+        import lfm
+
+        def load(name):
+            import importlib
+
+            return importlib.import_module(name).__name__
+
+        if __name__ == "__main__":
+            with lfm.Executor(cores=2) as ex, warnings.catch_warnings(record=True) as heard:
+                warnings.simplefilter("always")
+                futures = [ex.submit(load, name) for name in ("packaging.version", "packaging.tags", "of_mine")]
+                print([f.result() for f in futures])
+                print([[a.number for a in f.attempts] for f in futures])
+                print(sum("made again with it" in str(w.message) for w in heard))
+                try:
+                    ex.submit(load, "absent_everywhere").result()
+                except lfm.EnvironmentFailed as error:
+                    print(error.module, "not installed here either" in str(error))
+    """
+    cache = str(tmp_path / "cache")
+    for attempts, repairs in (([[1, 2]] * 3, 3), ([[1]] * 3, 0)):
+        process = script(tmp_path, text, LFM_CACHE=cache)
+        out, err = process.communicate(timeout=PATIENCE)
+        values, tried, repaired, absent = out.splitlines() or err
+        assert values == "['packaging.version', 'packaging.tags', 'of_mine']", err
+        assert tried == str(attempts) and int(repaired) <= repairs and absent == "absent_everywhere True"
+    nothing_is_left(tmp_path)
+
+
+def test_no_manager_is_started_inside_a_call(ex):
+    def nested():
+        import lfm
+
+        lfm.Executor()
+
+    with pytest.raises(lfm.ConnectionFailed, match="cannot start a manager of its own"):
+        result(ex.submit(nested))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
