@@ -8,6 +8,7 @@ peer arrive in order or not at all, as ``lfm.connection`` promises.  The books a
 from __future__ import annotations
 
 import heapq
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
@@ -40,6 +41,7 @@ from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.policy import Policy
 from lfm_manager.sizing import make
 
+WORLDS = int(os.environ.get("LFM_WORLDS", "100"))  # more of them for a soak
 MB, GB = 10**6, 10**9
 POLICY = Policy(lost_max=1000, refused_max=1000, deaths_before_alone=1000, failures_before_aside=1000, patience=5.0, recovery=20.0)
 
@@ -451,7 +453,7 @@ def live(world: World) -> World:
     return world
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=WORLDS, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 5), st.integers(1, 3), st.sampled_from([0.0, 3.0, 12.0, 40.0]))
 def test_every_call_is_answered_exactly_once_whoever_dies_whenever(
     seed: int, calls: int, nodes: int, people: int, trouble: float
