@@ -19,7 +19,7 @@ from lfm_manager.simulator.world import simulate
 
 CORES, MEMORY = 16, 64 * 10**9
 NODES = (1, 5, 10, 25, 50, 100)
-CALLS_PER_NODE = 100
+CALLS_PER_NODE = 50
 MANNERS = {"Oracle": "oracle", "Auto": "auto", "Guess": "fixed", "Unmanaged": "whole-worker"}
 SHAPES = {
     "hep": "many short uniform calls",

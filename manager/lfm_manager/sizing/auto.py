@@ -99,8 +99,7 @@ class _Category:
 
     def learn(self, x: float, y: float, seconds: float) -> None:
         if x > 0 and not self.sized:
-            self.sized = True
-            self.points = Points()
+            self._go_by_input()
         if self.count:
             self._charge(x, y, seconds)
         else:
@@ -110,6 +109,14 @@ class _Category:
         self.seconds += seconds
         if x > 0 or not self.sized:
             self.points.add(x if self.sized else self.count, y)
+
+    def _go_by_input(self) -> None:
+        """From now on inputs have sizes: what was learned from the order of results is void."""
+        self.sized = True
+        self.points = Points()
+        self.windows[1:] = [Ratios(WINDOW, DISCOUNT) for _ in range(3)]
+        self.losses = [self.losses[CONSTANT]] * 4
+        self.expert = CONSTANT
 
     def _charge(self, x: float, y: float, seconds: float) -> None:
         failure = self.failure

@@ -9,14 +9,14 @@ KEPT = 2000  # points per category
 NEAR = 2  # neighbours on either side whose mean is expected
 FAR = 5  # neighbours on either side whose largest is expected
 FIRST_UPPER = 6  # points from which the upper half is fitted alone
-REFIT = 1.06  # ... and again whenever there are so many times more
+REFIT = 0.06  # ... and again whenever so much of them is new
 FLOOR = 0.7  # of the smallest measurement: a line never says less
 
 
 class Points:
     """(input size, measured) of one category, sorted by size; the oldest leaves when there are too many."""
 
-    __slots__ = ("_arrived", "_fitted", "_line", "_smallest", "_sum_x", "_sum_xx", "_sum_xy", "_sum_y", "sizes", "values")  # fmt: skip
+    __slots__ = ("_arrived", "_fitted", "_fresh", "_line", "_smallest", "_sum_x", "_sum_xx", "_sum_xy", "_sum_y", "sizes", "values")  # fmt: skip
 
     def __init__(self) -> None:
         self.sizes: list[float] = []
@@ -24,7 +24,8 @@ class Points:
         self._arrived: deque[tuple[float, float]] = deque()
         self._sum_x = self._sum_y = self._sum_xx = self._sum_xy = 0.0
         self._smallest = 0.0
-        self._fitted = 0
+        self._fitted = 0  # points at the last fit
+        self._fresh = 0  # points since then
         self._line: tuple[float, float] | None = None  # slope, intercept
 
     def add(self, x: float, y: float) -> None:
@@ -32,6 +33,7 @@ class Points:
         self.sizes.insert(place, x)
         self.values.insert(place, y)
         self._arrived.append((x, y))
+        self._fresh += 1
         self._smallest = min(y, self._smallest) if len(self.sizes) > 1 else y
         self._sums(x, y, 1)
         if len(self.sizes) > KEPT:
@@ -48,7 +50,7 @@ class Points:
 
     def upper(self, x: float) -> float | None:
         n = len(self.sizes)
-        if n < FIRST_UPPER or n >= REFIT * self._fitted:
+        if n < FIRST_UPPER or self._fresh >= REFIT * self._fitted:
             self._fit(n)
         if self._line is None:
             return None
@@ -57,6 +59,7 @@ class Points:
 
     def _fit(self, n: int) -> None:
         self._fitted = n
+        self._fresh = 0
         self._line = line = _least_squares(n, self._sum_x, self._sum_y, self._sum_xx, self._sum_xy)
         if n < FIRST_UPPER or line is None:
             return
