@@ -19,6 +19,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -42,14 +43,15 @@ class Contender:
 
     def __init__(self, name: str, python: str) -> None:
         self.name = name
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         found = {"PATH": os.pathsep.join([str(Path(python).parent), os.environ["PATH"]]), "PYTHONPATH": str(HERE)}
         self.process = subprocess.Popen(
             [python, "contender.py", name], cwd=HERE, env={**os.environ, **ONE_THREAD, **found}, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
         )  # fmt: skip
         if not self._line():
             self.process.wait()
-            raise Absent(name)
+            raise Absent(f"{name}: {self._last_words()}")
 
     def _line(self) -> str:
         assert self.process.stdout
@@ -62,12 +64,17 @@ class Contender:
             return line
         return ""
 
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+
     def ask(self, do: str, **request: Any) -> Any:
         assert self.process.stdin
         self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
         self.process.stdin.flush()
         if not (line := self._line()):
-            raise RuntimeError(f"{self.name} died of {do} {request}")
+            raise RuntimeError(f"{self.name} died of {do} {request}: {self._last_words()}")
         return json.loads(line)
 
     def calls(self, function: str, n: int) -> dict[str, float]:
@@ -86,6 +93,7 @@ class Contender:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._errors.close()
 
 
 def middle(rounds: list[dict[str, float]]) -> dict[str, float]:
@@ -218,8 +226,8 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     for name in ("parsl", "dask"):
         try:
             peer = Contender(name, options.peers)
-        except Absent:
-            say(f"{name}: not installed, left out")
+        except Absent as reason:
+            say(f"left out: {reason}")
             continue
         say(f"speed of {name}")
         try:
