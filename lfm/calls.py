@@ -12,7 +12,7 @@ from concurrent.futures._base import PENDING
 from dataclasses import replace
 from typing import Any
 
-from lfm.endings import Sealed, error_of
+from lfm.blame import Sealed, error_of
 from lfm.errors import CallCancelled, LfmError
 from lfm.future import Future
 from lfm.incoming import Incoming

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, PENDING, RUNNING
 from typing import Any, Protocol, TypeVar
 
-from lfm.endings import Sealed, how_it_ended
+from lfm.blame import Sealed, how_it_ended
 from lfm.errors import RemoteError
 from lfm.protocol.ids import TaskId
 from lfm.protocol.messages import Finished, Started, Submit

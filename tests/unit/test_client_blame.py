@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from lfm import errors
-from lfm.endings import RemoteTraceback, Sealed, error_of
+from lfm.blame import RemoteTraceback, Sealed, error_of
 from lfm.monitor import payload
 from lfm.options import Options
 from lfm.protocol import outcomes as o
