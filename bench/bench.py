@@ -302,6 +302,7 @@ def main() -> None:
     parser.add_argument("--idle", type=float, default=5.0, help="seconds to watch the idle processes")
     parser.add_argument("--peers", default=sys.executable, help="an interpreter that has parsl or distributed")
     options = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # users' interpreters keep what they compiled
     results = measure(options, lambda text: print(f"... {text}", file=sys.stderr, flush=True))
     print(json.dumps(results, indent=1) if options.json else report(results))
 
