@@ -429,6 +429,19 @@ def test_a_call_larger_than_any_worker_waits_and_its_client_is_told_once() -> No
     assert runs(desk.worker(W2, memory=70 * GB)) == [("a", 1, W2)]
 
 
+def test_a_tenth_of_what_growing_calls_hold_is_kept_free_for_them() -> None:
+    desk = Desk()
+    desk.worker(cores=8, memory=4 * GB)
+    for n in range(8):
+        desk.submit(f"a{n}", Request(disk=0))
+    assert len(desk.core.workers[W1].running) == 3
+    other = Desk()
+    other.worker(cores=8, memory=4 * GB)
+    for n in range(8):
+        other.submit(f"a{n}")
+    assert len(other.core.workers[W1].running) == 4  # a user's own limits do not grow
+
+
 def test_gpus_are_given_by_name_and_taken_back() -> None:
     desk = Desk()
     desk.worker(cores=4, gpus=("GPU-a", "GPU-b"))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lfm_manager.core import commands as c
-from lfm_manager.shell.history import KEPT, History
-from lfm_manager.shell.store import FORGOTTEN, Store, StoreFailed, file_system
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import EnvironmentKey, FunctionId, TaskId
 from lfm.protocol.outcomes import Inline, Returned
 from lfm.protocol.resources import Request, Resources, Usage
+from lfm_manager.core import commands as c
+from lfm_manager.shell.history import KEPT, History
+from lfm_manager.shell.store import FORGOTTEN, Store, StoreFailed, file_system
 
 HELLO = m.ClientHello("s", "me", "here", 1)
 ENVIRONMENT = m.DeclareEnvironment(EnvironmentKey("e"), Inline(b"{}"), "numpy")

@@ -229,13 +229,13 @@ class Calls:
         )))
 
     def _hold(self, task: Task, worker: Worker, amount: Resources, gpus: tuple[str, ...]) -> None:
-        worker.take(task.id, amount, gpus, task.alone)
+        worker.take(task.id, amount, gpus, alone=task.alone, grows=task.grows)
         task.session.millicores += millicores(amount.cores)
         task.category.in_flight += 1
 
     def _let_go(self, task: Task, placed: Placed) -> Worker:
         worker = self._workers[placed.worker]
-        worker.give_back(task.id, placed.allocation, placed.gpus)
+        worker.give_back(task.id, placed.allocation, placed.gpus, grows=task.grows)
         task.session.millicores -= millicores(placed.allocation.cores)
         task.category.in_flight -= 1
         self._scheduler.room(worker)
@@ -262,6 +262,8 @@ class Calls:
 
     def raised_limit(self, task: Task, placed: Placed, allocation: Resources) -> None:
         worker = self._workers[placed.worker]
+        if not task.grows:
+            return  # a limit that its user set; no worker raises it
         worker.regrant(placed.allocation, allocation)
         task.session.millicores += millicores(allocation.cores) - millicores(placed.allocation.cores)
         task.category.grown += 1

@@ -6,7 +6,7 @@ from collections import Counter
 
 from lfm.protocol.ids import Digest, PeerId
 from lfm_manager.core.calls import result_blob
-from lfm_manager.core.functions import Built, Unbuildable
+from lfm_manager.core.functions import Away, Built, Coming, Unbuildable
 from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.queues import queue_key
 from lfm_manager.core.sizes import blobs_of
@@ -58,6 +58,7 @@ def _check_workers(
         assert worker.free_millicores == worker.millicores - sum(millicores(a.cores) for a in amounts)
         assert worker.free_memory == worker.memory - sum(a.memory for a in amounts)
         assert worker.free_disk == worker.disk - sum(a.disk for a in amounts)
+        assert worker.growing == sum(s.allocation.memory for t, s in here if t.grows)
         devices = [d for _, state in here for d in state.gpus]
         assert len(devices) == len(set(devices)), "one GPU to two calls"
         assert not set(devices) & set(worker.free_devices)
@@ -96,6 +97,13 @@ def _check_blobs(core: ManagerCore) -> None:
     for environment in core.environments.known.values():
         users.update(b.digest for b in blobs_of(environment.declared.plan))
         assert not environment.waiters or not isinstance(environment.state, Built | Unbuildable)
+        assert environment.clients.keys() <= core.clients.peers.keys()
+        if isinstance(environment.state, Coming):
+            users[environment.state.made.tarball.digest] += 1
+        if isinstance(environment.state, Away | Coming) and environment.state.peer is not None:
+            assert environment.state.peer in environment.clients
+        if isinstance(environment.state, Away) and environment.state.peer is None:
+            assert not environment.clients
     for session in core.clients.sessions.values():
         users.update(session.held)
     assert users == Counter({digest: known.users for digest, known in core.blobs.known.items()})

@@ -14,7 +14,7 @@ from lfm_manager.core import events as e
 from lfm_manager.core.blobs import Blobs
 from lfm_manager.core.calls import Calls
 from lfm_manager.core.commands import Command, ForgetSession, SaveDeclared, SaveSession, TellClient
-from lfm_manager.core.environments import Environments
+from lfm_manager.core.environments import Environments, progress
 from lfm_manager.core.functions import Function
 from lfm_manager.core.policy import Policy
 from lfm_manager.core.sessions import Session, session_key
@@ -33,8 +33,8 @@ class Clients:
 
     # ------------------------------------------------------------ coming and going
 
-    def join(self, peer: PeerId, hello: m.ClientHello, capacity: m.Capacity) -> None:
-        session = self.open(session_key(hello), hello, peer)
+    def join(self, peer: PeerId, hello: m.ClientHello, capacity: m.Capacity, now: float) -> None:
+        session = self.open(session_key(hello), hello, peer, now)
         self._out.append(SaveSession(session.key, hello))
         self._out.append(TellClient(peer, capacity))
         for task_id in session.tasks:
@@ -47,23 +47,28 @@ class Clients:
                 case _:
                     pass
 
-    def open(self, key: str, hello: m.ClientHello, peer: PeerId | None) -> Session:
+    def open(self, key: str, hello: m.ClientHello, peer: PeerId | None, now: float) -> Session:
         """The session of that key, from now on at that peer."""
         session = self.sessions.get(key)
         if session is None:
             session = self.sessions[key] = Session(key, hello, peer)
-        elif session.peer is not None:
-            del self.peers[session.peer]  # a second client of that name: the latest has it
+        else:
+            self._part(session, now)  # a second client of that name: the latest has it
         session.hello, session.peer, session.expires = hello, peer, None
         if peer is not None:
             self.peers[peer] = session
         return session
 
-    def lost(self, session: Session, sure: bool, now: float) -> None:
-        """Its connection is gone: give it time to come back."""
+    def _part(self, session: Session, now: float) -> None:
+        """It is not at its peer any more."""
         if session.peer is not None:
             del self.peers[session.peer]
+            self._environments.client_gone(session.peer, now)
             session.peer = None
+
+    def lost(self, session: Session, sure: bool, now: float) -> None:
+        """Its connection is gone: give it time to come back."""
+        self._part(session, now)
         grace = self._policy.retention if session.hello.name else 0.0 if sure else self._policy.client_grace
         session.expires = now + grace
         if not grace:
@@ -72,9 +77,7 @@ class Clients:
     def end(self, session: Session, now: float) -> None:
         """The session is over: nobody waits for its calls."""
         session.over = True
-        if session.peer is not None:
-            del self.peers[session.peer]
-            session.peer = None
+        self._part(session, now)
         del self.sessions[session.key]
         for task_id in list(session.tasks):
             task = self._calls.tasks[task_id]
@@ -112,7 +115,9 @@ class Clients:
             case m.DeclareFunction():
                 self.declare(message, session.peer)
             case m.DeclareEnvironment():
-                self._environments.declare(message, session.peer)
+                self._environments.declare(message, session.peer, now)
+            case m.EnvironmentProgress() | m.EnvironmentMade() | m.EnvironmentNotMade():
+                self._made(event.peer, message, now)
             case m.Goodbye(detach):
                 if detach:
                     self._detach(session, now)
@@ -120,6 +125,22 @@ class Clients:
                     self.end(session, now)
             case _:
                 assert_never(message)
+
+    def _made(
+        self, peer: PeerId, message: m.EnvironmentProgress | m.EnvironmentMade | m.EnvironmentNotMade, now: float
+    ) -> None:
+        """News of an environment that this client was asked to make."""
+        match message:
+            case m.EnvironmentProgress(key, _, stage, done, total, text):
+                environment = self._environments.made_where(key, peer)
+                if environment is not None:
+                    self.tell_all(progress(environment, stage, done, total, text))
+            case m.EnvironmentMade():
+                environment = self._environments.made_by(peer, message, now)
+                if environment is not None:
+                    self.tell_all(progress(environment, "upload", 0, message.tarball.size, "sent by its client"))
+            case m.EnvironmentNotMade():
+                self._environments.not_made_by(peer, message, now)
 
     def _submit(self, session: Session, submit: m.Submit, now: float) -> None:
         known = self._calls.tasks.get(submit.task)
@@ -155,9 +176,7 @@ class Clients:
 
     def _detach(self, session: Session, now: float) -> None:
         """Its calls go on without it; a session without a name is found again by its own."""
-        if session.peer is not None:
-            del self.peers[session.peer]
-            session.peer = None
+        self._part(session, now)
         session.expires = now + self._policy.retention
 
     def tell_all(self, message: m.Capacity | m.EnvironmentProgress | m.Notice) -> None:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, EnvironmentKey, PeerId, TaskId
-from lfm.protocol.outcomes import Payload
+from lfm.protocol.outcomes import Blob, Payload
 from lfm.protocol.resources import Resources, Usage
 
 
 @dataclass(frozen=True, slots=True)
 class TellClient:
     peer: PeerId
-    message: m.Started | m.Finished | m.Notice | m.EnvironmentProgress | m.Capacity
+    message: m.Started | m.Finished | m.Notice | m.MakeEnvironment | m.EnvironmentProgress | m.Capacity
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,22 @@ class TellWorker:
 
 @dataclass(frozen=True, slots=True)
 class BuildEnvironment:
-    """Look the key up in the store of environments, else build it; answered by EnvironmentBuilt or -Failed."""
+    """Look the key up in the store of environments, else build it.
+
+    Answered by EnvironmentBuilt, -Failed or -OutOfSight.
+    """
 
     key: EnvironmentKey
     plan: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class KeepEnvironment:
+    """Put a blob, which a client made, into the store of environments; answered by EnvironmentBuilt or -Failed."""
+
+    key: EnvironmentKey
+    tarball: Blob
+    description: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +121,6 @@ class SaveMeasurement:
 
 
 Command = (
-    TellClient | TellWorker | BuildEnvironment | GetBlob | DropBlob | SaveSession | ForgetSession | SaveDeclared
+    TellClient | TellWorker | BuildEnvironment | KeepEnvironment | GetBlob | DropBlob | SaveSession | ForgetSession | SaveDeclared
     | SaveTask | SaveAttempt | SaveResult | ForgetTask | SaveMeasurement
 )

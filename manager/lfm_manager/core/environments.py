@@ -6,12 +6,28 @@ Owns what is built, being built and refused; knows the calls that wait only by n
 from __future__ import annotations
 
 from lfm.protocol.ids import Digest, EnvironmentKey, PeerId
-from lfm.protocol.messages import DeclareEnvironment, EnvironmentProgress
+from lfm.protocol.messages import (
+    DeclareEnvironment,
+    EnvironmentMade,
+    EnvironmentNotMade,
+    EnvironmentProgress,
+    MakeEnvironment,
+)
 from lfm.protocol.outcomes import Blob
 from lfm_manager.core import events as e
 from lfm_manager.core.blobs import Blobs
-from lfm_manager.core.commands import BuildEnvironment, Command, SaveDeclared
-from lfm_manager.core.functions import Building, Built, Declared, Environment, Fetching, Unbuildable, too_old
+from lfm_manager.core.commands import BuildEnvironment, Command, KeepEnvironment, SaveDeclared, TellClient
+from lfm_manager.core.functions import (
+    Away,
+    Building,
+    Built,
+    Coming,
+    Declared,
+    Environment,
+    Fetching,
+    Unbuildable,
+    too_old,
+)
 from lfm_manager.core.workers import Worker
 
 
@@ -20,9 +36,13 @@ class Environments:
         self.known: dict[EnvironmentKey, Environment] = {}
         self.built: dict[Digest, Environment] = {}
         self._plans: dict[Digest, Environment] = {}  # whose plan is on its way
+        self._uploads: dict[Digest, list[Environment]] = {}  # whose tarball is on its way
+        self.hopeless: list[Environment] = []  # that nobody can make, as it has turned out: to be told
         self._blobs, self._out = blobs, out
 
-    def declare(self, declared: DeclareEnvironment, source: PeerId | None, save: bool = True) -> Environment:
+    def declare(
+        self, declared: DeclareEnvironment, source: PeerId | None, now: float, save: bool = True
+    ) -> Environment:
         known = self.known.get(declared.key)
         if known is None:
             known = self.known[declared.key] = Environment(declared)
@@ -34,6 +54,10 @@ class Environments:
             known.state = Declared()  # what was in the way may be gone
         if isinstance(known.declared.plan, Blob):
             self._blobs.offer(known.declared.plan.digest, source)
+        if source is not None:
+            known.clients[source] = None
+            if isinstance(known.state, Away) and known.state.peer is None:
+                self._ask(known, known.state.why, now)
         return known
 
     def need(self, environment: Environment, now: float) -> None:
@@ -64,6 +88,7 @@ class Environments:
         environment = self.known.get(event.key)
         if environment is None or isinstance(environment.state, Built):
             return None
+        self._settled(environment)
         tarball = Blob(event.digest, event.size)
         environment.state = Built(tarball, event.python, event.machine, event.libc)
         self.built[event.digest] = environment
@@ -75,8 +100,88 @@ class Environments:
         environment = self.known.get(event.key)
         if environment is None or isinstance(environment.state, Built):
             return None
+        self._settled(environment)
         environment.state = Unbuildable(event.reason, event.module, event.hint)
         return environment
+
+    # ------------------------------------------------------------ what only clients can make
+
+    def out_of_sight(self, event: e.EnvironmentOutOfSight, now: float) -> None:
+        """The manager's machine does not see what it is made of: one that declared it makes it."""
+        environment = self.known.get(event.key)
+        if environment is not None and isinstance(environment.state, Building):
+            self._ask(environment, Unbuildable(event.reason, "", event.hint), now)
+
+    def _ask(self, environment: Environment, why: Unbuildable, now: float) -> None:
+        peer = next(iter(environment.clients), None)
+        environment.state = Away(now, peer, why)
+        if peer is not None:
+            self._out.append(TellClient(peer, MakeEnvironment(environment.key)))
+
+    def made_by(self, peer: PeerId, made: EnvironmentMade, now: float) -> Environment | None:
+        """The client that was asked has made it: have it sent."""
+        environment = self.made_where(made.key, peer)
+        if environment is None or not isinstance(environment.state, Away):
+            return None
+        environment.state = Coming(now, peer, made, environment.state.why)
+        self._uploads.setdefault(made.tarball.digest, []).append(environment)
+        if self._blobs.use(made.tarball, peer).here:
+            self.tarball_came(made.tarball.digest)
+        return environment
+
+    def not_made_by(self, peer: PeerId, news: EnvironmentNotMade, now: float) -> None:
+        """The client that was asked cannot make it: perhaps another."""
+        environment = self.made_where(news.key, peer)
+        if environment is not None:
+            self._next(environment, peer, Unbuildable(news.reason, news.module, news.hint), now)
+
+    def made_where(self, key: EnvironmentKey, peer: PeerId) -> Environment | None:
+        """The environment, if it is this client that makes it."""
+        environment = self.known.get(key)
+        return environment if environment is not None and _maker(environment) == peer else None
+
+    def _next(self, environment: Environment, peer: PeerId, why: Unbuildable, now: float) -> None:
+        """``peer`` could not: the next one, or nobody can."""
+        self._settled(environment)
+        environment.clients.pop(peer, None)
+        if environment.clients:
+            self._ask(environment, why, now)
+        else:
+            environment.state = why
+            self.hopeless.append(environment)
+
+    def tarball_came(self, digest: Digest) -> None:
+        for environment in self._uploads.pop(digest, ()):
+            if isinstance(environment.state, Coming):
+                made = environment.state.made
+                self._out.append(KeepEnvironment(made.key, made.tarball, made.description))
+
+    def tarball_lost(self, digest: Digest, reason: str, now: float) -> None:
+        for environment in self._uploads.pop(digest, ()):
+            if isinstance(environment.state, Coming):
+                why = Unbuildable(f"what its client made cannot be had: {reason}", "", "")
+                self._next(environment, environment.state.peer, why, now)
+
+    def client_gone(self, peer: PeerId, now: float) -> None:
+        """It makes nothing any more: another one does, or the calls wait for it to come back, or end with it."""
+        for environment in self.known.values():
+            mine = _maker(environment) == peer
+            environment.clients.pop(peer, None)
+            if mine and isinstance(environment.state, Away | Coming):
+                why = environment.state.why
+                self._settled(environment)
+                self._ask(environment, why, now)
+
+    def _settled(self, environment: Environment) -> None:
+        """The upload, if there is one, is not needed any more."""
+        if isinstance(environment.state, Coming):
+            digest = environment.state.made.tarball.digest
+            waiting = [other for other in self._uploads.pop(digest, ()) if other is not environment]
+            if waiting:
+                self._uploads[digest] = waiting
+            self._blobs.leave(digest)
+
+    # ------------------------------------------------------------ who can use it
 
     def meet(self, worker: Worker) -> None:
         """A worker came: note what it cannot use."""
@@ -88,6 +193,11 @@ class Environments:
     def _judge(worker: Worker, built: Built) -> None:
         if (reason := too_old(built, worker.hello.labels)) is not None:
             worker.unusable[built.tarball.digest] = reason
+
+
+def _maker(environment: Environment) -> PeerId | None:
+    """The client that makes it."""
+    return environment.state.peer if isinstance(environment.state, Away | Coming) else None
 
 
 def progress(environment: Environment, stage: str, done: int = 0, total: int = 0, text: str = "") -> EnvironmentProgress:

@@ -38,7 +38,10 @@ class PeerLost:
 @dataclass(frozen=True, slots=True)
 class ClientSaid:
     peer: PeerId
-    message: m.DeclareEnvironment | m.DeclareFunction | m.Submit | m.Cancel | m.Kill | m.Release | m.Goodbye
+    message: (
+        m.DeclareEnvironment | m.DeclareFunction | m.Submit | m.Cancel | m.Kill | m.Release | m.EnvironmentProgress
+        | m.EnvironmentMade | m.EnvironmentNotMade | m.Goodbye
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,15 @@ class EnvironmentFailed:
     key: EnvironmentKey
     reason: str
     module: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentOutOfSight:
+    """What it is made of lies where only a client can see it."""
+
+    key: EnvironmentKey
+    reason: str
     hint: str = ""
 
 
@@ -152,5 +164,5 @@ class Measured:
 
 Event = (
     ClientJoined | WorkerJoined | PeerLost | ClientSaid | WorkerSaid | EnvironmentAdvanced | EnvironmentBuilt
-    | EnvironmentFailed | BlobStored | BlobLost | DrainAsked | CancelAsked | Recovered | Measured | Ticked
+    | EnvironmentFailed | EnvironmentOutOfSight | BlobStored | BlobLost | DrainAsked | CancelAsked | Recovered | Measured | Ticked
 )

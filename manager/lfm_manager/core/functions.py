@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lfm.protocol.ids import EnvironmentKey, TaskId
-from lfm.protocol.messages import DeclareEnvironment, DeclareFunction
+from lfm.protocol.ids import EnvironmentKey, PeerId, TaskId
+from lfm.protocol.messages import DeclareEnvironment, DeclareFunction, EnvironmentMade
 from lfm.protocol.outcomes import Blob
 
 
@@ -39,16 +39,37 @@ class Unbuildable:
     hint: str
 
 
-EnvironmentState = Declared | Fetching | Building | Built | Unbuildable
+@dataclass(frozen=True, slots=True)
+class Away:
+    """Only clients see what it is made of.  ``peer`` makes it; None: until one that can is here again."""
+
+    since: float
+    peer: PeerId | None
+    why: Unbuildable  # the manager cannot, or the client that was asked last could not
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A client made it, and it is on its way from there."""
+
+    since: float
+    peer: PeerId
+    made: EnvironmentMade
+    why: Unbuildable  # the manager did not make it
+
+
+EnvironmentState = Declared | Fetching | Building | Away | Coming | Built | Unbuildable
 
 
 @dataclass(slots=True, eq=False)
 class Environment:
-    """``waiters`` are the calls in state Waiting that need it."""
+    """``waiters`` are the calls in state Waiting that need it; ``clients`` are those who declared it, are here, and
+    were not found unable to make it."""
 
     declared: DeclareEnvironment
     state: EnvironmentState = field(default_factory=Declared)
     waiters: dict[TaskId, None] = field(default_factory=dict)
+    clients: dict[PeerId, None] = field(default_factory=dict)
 
     @property
     def key(self) -> EnvironmentKey:

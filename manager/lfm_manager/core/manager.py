@@ -65,16 +65,17 @@ class ManagerCore:
                 if (session := self.clients.peers.get(peer)) is not None:
                     self.clients.said(session, event, now)
             case e.ClientJoined(peer, hello):
-                self.clients.join(peer, hello, self.capacity())
+                self.clients.join(peer, hello, self.capacity(), now)
             case e.WorkerJoined(peer, hello):
                 self.crew.join(peer, hello, now)
             case e.PeerLost():
                 self._peer_lost(event, now)
-            case e.EnvironmentAdvanced() | e.EnvironmentBuilt() | e.EnvironmentFailed():
+            case e.EnvironmentAdvanced() | e.EnvironmentBuilt() | e.EnvironmentFailed() | e.EnvironmentOutOfSight():
                 self._environment(event, now)
             case e.BlobStored(digest):
                 self.calls.blob_came(digest, self.blobs.stored(digest), now)
                 self.environments.plan_came(digest, now)
+                self.environments.tarball_came(digest)
             case e.BlobLost():
                 self._blob_lost(event, now)
             case e.DrainAsked(peer, reason):
@@ -94,6 +95,8 @@ class ManagerCore:
                 self.spread.tick(now)
             case _:
                 assert_never(event)
+        while self.environments.hopeless:
+            self._give_up(self.environments.hopeless.pop(0), now)
         self._schedule(now)
         out = self._out[:]
         self._out.clear()
@@ -123,8 +126,11 @@ class ManagerCore:
         self.calls.blob_lost(waiters, lost.reason, now)
         if (environment := self.environments.plan_lost(lost.digest, lost.reason)) is not None:
             self._give_up(environment, now)
+        self.environments.tarball_lost(lost.digest, lost.reason, now)
 
-    def _environment(self, event: e.EnvironmentAdvanced | e.EnvironmentBuilt | e.EnvironmentFailed, now: float) -> None:
+    def _environment(
+        self, event: e.EnvironmentAdvanced | e.EnvironmentBuilt | e.EnvironmentFailed | e.EnvironmentOutOfSight, now: float
+    ) -> None:
         match event:
             case e.EnvironmentAdvanced(key, stage, done, total, text):
                 if (known := self.environments.known.get(key)) is not None:
@@ -136,6 +142,8 @@ class ManagerCore:
             case e.EnvironmentFailed():
                 if (failed := self.environments.failed(event)) is not None:
                     self._give_up(failed, now)
+            case e.EnvironmentOutOfSight():
+                self.environments.out_of_sight(event, now)
 
     def _give_up(self, environment: Environment, now: float) -> None:
         assert isinstance(environment.state, Unbuildable)

@@ -19,12 +19,12 @@ def recover(
     """Sessions wait for their clients, finished calls for being fetched, placed ones for their workers; the rest runs."""
     blobs.present = set(event.blobs)
     for environment in event.environments:
-        environments.declare(environment, None, save=False)
+        environments.declare(environment, None, now, save=False)
     for function in event.functions:
         clients.declare(function, None, save=False)
     crew.recovery_ends = now + policy.recovery
     for saved in event.sessions:
-        session = clients.open(saved.key, saved.hello, None)
+        session = clients.open(saved.key, saved.hello, None, now)
         session.expires = now + (policy.retention if saved.hello.name else policy.client_grace)
         for record in saved.tasks:
             task = calls.restore(session, record, crew.recovery_ends, now)

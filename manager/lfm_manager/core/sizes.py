@@ -16,7 +16,7 @@ from lfm.protocol.resources import Request, Resources, Usage
 from lfm_manager.core.categories import Category
 from lfm_manager.core.little import Little
 from lfm_manager.core.tasks import Task
-from lfm_manager.core.workers import Demand, Worker, millicores
+from lfm_manager.core.workers import GROWTH, Demand, Worker, millicores
 from lfm_manager.sizing.sizer import Sizer
 
 LEAST = 64 << 20  # bytes: what an interpreter may need at any moment; nothing learned goes below it
@@ -44,7 +44,9 @@ class Sizes:
         """Take note of who there is; whether allocations may have changed."""
         present = [w for w in workers if not w.draining]
         cores = sum(w.millicores for w in present) / 1000 or 1.0
-        self._share = {"memory": sum(w.memory for w in present) / cores, "disk": sum(w.disk for w in present) / cores}
+        memory, disk = sum(w.memory for w in present) / cores, sum(w.disk for w in present) / cores
+        # with what is kept free for growth, as many shares fit on a worker as it has cores
+        self._share = {"memory": memory * GROWTH / (GROWTH + 1), "disk": disk}
         largest = Largest(
             max((w.millicores for w in present), default=0), max((w.memory for w in present), default=0),
             max((w.disk for w in present), default=0), max((len(w.devices) for w in present), default=0),

@@ -155,6 +155,11 @@ class Task:
         arguments = self.submit.arguments
         return (arguments, *self.submit.blobs) if isinstance(arguments, Blob) else self.submit.blobs
 
+    @property
+    def grows(self) -> bool:
+        """Whether its memory may grow while it runs: nobody set it."""
+        return self.submit.request.memory is None
+
     def become(self, to: State) -> None:
         if (type(self.state), type(to)) not in EDGES:
             raise IllegalTransition(self, to)

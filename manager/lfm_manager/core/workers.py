@@ -11,6 +11,8 @@ from lfm.protocol.ids import Digest, FunctionId, PeerId, TaskId
 from lfm.protocol.messages import WorkerHello
 from lfm.protocol.resources import Resources
 
+GROWTH = 10  # one part in so many of what growing calls hold is kept free for them
+
 
 def millicores(cores: float) -> int:
     return round(cores * 1000)
@@ -42,6 +44,7 @@ class Worker:
     free_memory: int = 0
     free_disk: int = 0
     free_devices: list[str] = field(default_factory=list)
+    growing: int = 0  # bytes held by calls whose memory may grow in place
     ends: float | None = None  # when its batch job ends
     running: dict[TaskId, None] = field(default_factory=dict)
     collecting: dict[TaskId, None] = field(default_factory=dict)  # results that it keeps and that are asked for
@@ -87,7 +90,7 @@ class Worker:
         """Whether it fits now."""
         return (
             demand.millicores <= self.free_millicores
-            and demand.memory <= self.free_memory
+            and demand.memory <= self.free_memory - self.growing // GROWTH
             and demand.disk <= self.free_disk
             and not self.exclusive
             and not self.draining
@@ -97,8 +100,9 @@ class Worker:
             and not (demand.alone and self.running)
         )
 
-    def take(self, task: TaskId, amount: Resources, gpus: tuple[str, ...], alone: bool) -> None:
+    def take(self, task: TaskId, amount: Resources, gpus: tuple[str, ...], *, alone: bool, grows: bool) -> None:
         self.running[task] = None
+        self.growing += amount.memory if grows else 0
         self.free_millicores -= millicores(amount.cores)
         self.free_memory -= amount.memory
         self.free_disk -= amount.disk
@@ -107,8 +111,9 @@ class Worker:
                 self.free_devices.remove(device)
         self.exclusive = self.exclusive or alone
 
-    def give_back(self, task: TaskId, amount: Resources, gpus: tuple[str, ...]) -> None:
+    def give_back(self, task: TaskId, amount: Resources, gpus: tuple[str, ...], *, grows: bool) -> None:
         del self.running[task]
+        self.growing -= amount.memory if grows else 0
         self.free_millicores += millicores(amount.cores)
         self.free_memory += amount.memory
         self.free_disk += amount.disk
@@ -117,7 +122,8 @@ class Worker:
             self.exclusive = False
 
     def regrant(self, before: Resources, after: Resources) -> None:
-        """A running call's allocation changed."""
+        """A running call has grown."""
+        self.growing += after.memory - before.memory
         self.free_millicores -= millicores(after.cores) - millicores(before.cores)
         self.free_memory -= after.memory - before.memory
         self.free_disk -= after.disk - before.disk
