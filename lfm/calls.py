@@ -97,6 +97,11 @@ class Calls:
         elif future._id in self._open:
             self._say(m.Kill((future._id,)))
 
+    @property
+    def unreleased(self) -> int:
+        """How many results the manager still keeps for us."""
+        return len(self._released)
+
     def release(self) -> None:
         """The manager may forget what we have."""
         if self._released:

@@ -64,8 +64,12 @@ class Repairs:
         repair = self._known.get((submit.function, broken.module))
         if repair is None:
             where = f"{Path(broken.file).name}:{broken.line}" if broken.file else ""
-            repair = self._known[submit.function, broken.module] = Repair(submit.function, broken.module, where)
-            threading.Thread(target=self._work, args=(repair,), name="lfm-repair", daemon=True).start()
+            repair = Repair(submit.function, broken.module, where)
+            try:
+                threading.Thread(target=self._work, args=(repair,), name="lfm-repair", daemon=True).start()
+            except RuntimeError:  # the interpreter is about to end and starts no more threads
+                return None
+            self._known[submit.function, broken.module] = repair
         if not repair.done:
             repair.waiting.append((future, finished))
         return repair

@@ -52,6 +52,7 @@ BLIP = 3.0  # seconds without a manager that are not worth a word
 PATIENCE = 600.0  # seconds without a manager after which calls are given up
 GONE_PATIENCE = 10.0  # the same, once its connection file was taken back
 ON_THE_WAY = 8192  # messages that may wait in the link; the rest waits here, not yet encoded
+RELEASE_AFTER, RELEASE_MANY = 0.1, 256  # seconds, results: the manager may keep what we have for so long
 CHECK_EVERY = 1.0  # seconds, where the system cannot tell that a process has ended
 
 
@@ -108,7 +109,9 @@ class Session:
         self._inline_in = 0  # bytes of arguments that were put in messages
         self._questions: dict[int, PlainFuture[Any]] = {}
         self.capacity: m.Capacity | None = None
+        self._release_at: float | None = None
         self._warned_lost = False
+        self._ended_processes = True  # maybe
         self._watched: set[int] = set()  # descriptors of the embedded processes
         self._thread = threading.Thread(target=self._run, name="lfm-session")
         self._thread.start()
@@ -288,15 +291,19 @@ class Session:
         if (not self._outbox or self._dialer.waiting >= ON_THE_WAY) and not self._is_over():
             ready = self._poller.poll(self._patience())
             self._asleep = False
-            if any(one == self._wake_out for one, _ in ready):
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._wake_out, 4096)
+            for one, _ in ready:
+                if one == self._wake_out:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake_out, 4096)
+            self._ended_processes = not self._watched or any(one in self._watched for one, _ in ready)
         self._asleep = False
         self._look_around()
 
     def _patience(self) -> int:
         """Milliseconds until something is due."""
         due = self._dialer.deadline()
+        if self._release_at is not None:
+            due = min(due, self._release_at)
         if self._embedded is not None:
             watches = set(self._embedded.watches)
             for gone in self._watched - watches:
@@ -313,7 +320,7 @@ class Session:
         if time.monotonic() >= self._dialer.deadline():
             self._dialer.tick()
         if self._embedded is not None:
-            if (reason := self._embedded.failure()) is not None:
+            if self._ended_processes and (reason := self._embedded.failure()) is not None:
                 raise ConnectionFailed(reason)
         elif (since := self._dialer.lost_since) is None:
             self._warned_lost = False
@@ -336,8 +343,10 @@ class Session:
     # ---------------------------------------------------------------- saying
 
     def _drain(self) -> None:
-        self._calls.release()
         outbox = self._outbox
+        if self._calls.unreleased and (outbox or self._calls.unreleased >= RELEASE_MANY or self._release_due()):
+            self._calls.release()  # rides along with something else, if that comes soon
+            self._release_at = None
         while outbox and self._dialer.waiting < ON_THE_WAY:
             match word := outbox[0]:
                 case Future():
@@ -351,6 +360,11 @@ class Session:
                 case _:
                     self._dialer.send(word)
             outbox.popleft()  # only now: close() looks for calls here and among those that were sent
+
+    def _release_due(self) -> bool:
+        if self._release_at is None:
+            self._release_at = time.monotonic() + RELEASE_AFTER
+        return time.monotonic() >= self._release_at
 
     def _repaired(self, repair: Repair) -> None:
         if repair.better is not None:
@@ -431,7 +445,7 @@ class Session:
         self._incoming.close()
         if self._broken is None:
             with contextlib.suppress(ConnectionFailed, ProtocolError):
-                self._drain()
+                self._calls.release()
                 self._dialer.flush()
         self._dialer.close(goodbye=True)
         if self._embedded is not None:
