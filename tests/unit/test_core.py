@@ -29,6 +29,7 @@ from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.policy import Policy
 from lfm_manager.core.tasks import EDGES, Adrift, Failed, IllegalTransition, Placed, Ready, State, Waiting
 from lfm_manager.core.workers import Demand, Worker
+from lfm_manager.sizing import make
 
 GB = 10**9
 CLIENT, OTHER, W1, W2 = PeerId(1), PeerId(2), PeerId(11), PeerId(12)
@@ -427,6 +428,20 @@ def test_a_call_larger_than_any_worker_waits_and_its_client_is_told_once() -> No
     assert "64.0 GB" in text and "worker11" in text and "4.0 GB" in text
     assert not notices(desk.submit("b", Request(memory=64 * GB, disk=0)))
     assert runs(desk.worker(W2, memory=70 * GB)) == [("a", 1, W2)]
+
+
+def test_as_many_calls_of_an_unseen_category_run_at_once_as_there_are_cores() -> None:
+    """At a share of the node each: with what is kept free for growth, and no rounding in the way."""
+    for cores in (1, 2, 3, 7, 16):
+        desk = Desk()
+        core = desk.core = ManagerCore({r: make("auto", r) for r in ("memory", "disk")})
+        desk.client()
+        desk.declare()
+        desk.do(e.EnvironmentBuilt(ENV, TARBALL, 1000, "3.11.7", "x86_64", "glibc 2.31"))
+        desk.worker(cores=cores, memory=cores * 2 * GB + 12345, disk=cores * 3 * GB + 777)
+        for n in range(cores + 1):
+            desk.submit(f"a{n}", Request())
+        assert len(core.workers[W1].running) == cores
 
 
 def test_a_tenth_of_what_growing_calls_hold_is_kept_free_for_them() -> None:

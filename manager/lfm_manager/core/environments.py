@@ -51,7 +51,7 @@ class Environments:
             if save:
                 self._out.append(SaveDeclared(declared))
         elif isinstance(known.state, Unbuildable):
-            known.state = Declared()  # what was in the way may be gone
+            known.state, known.refused = Declared(), False  # what was in the way may be gone
         if isinstance(known.declared.plan, Blob):
             self._blobs.offer(known.declared.plan.digest, source)
         if source is not None:
@@ -142,9 +142,14 @@ class Environments:
 
     def _next(self, environment: Environment, peer: PeerId, why: Unbuildable, now: float) -> None:
         """``peer`` could not: the next one, or nobody can."""
-        self._settled(environment)
+        environment.refused = True
         environment.clients.pop(peer, None)
-        if environment.clients:
+        self._left(environment, why, now)
+
+    def _left(self, environment: Environment, why: Unbuildable, now: float) -> None:
+        """Whoever made it does not any more.  Who comes back may; but nobody waits for that who could not himself."""
+        self._settled(environment)
+        if environment.clients or not environment.refused:
             self._ask(environment, why, now)
         else:
             environment.state = why
@@ -168,9 +173,7 @@ class Environments:
             mine = _maker(environment) == peer
             environment.clients.pop(peer, None)
             if mine and isinstance(environment.state, Away | Coming):
-                why = environment.state.why
-                self._settled(environment)
-                self._ask(environment, why, now)
+                self._left(environment, environment.state.why, now)
 
     def _settled(self, environment: Environment) -> None:
         """The upload, if there is one, is not needed any more."""

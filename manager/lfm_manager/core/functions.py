@@ -70,6 +70,7 @@ class Environment:
     state: EnvironmentState = field(default_factory=Declared)
     waiters: dict[TaskId, None] = field(default_factory=dict)
     clients: dict[PeerId, None] = field(default_factory=dict)
+    refused: bool = False  # by a client that was asked to make it
 
     @property
     def key(self) -> EnvironmentKey:

@@ -91,6 +91,8 @@ class Sizes:
         size = self._sizers[resource].predict(category, input_bytes, None, cap, share=share)
         if not math.isfinite(size):
             size = cap
+        if size == share:
+            return max(1, int(size // GRAIN) * GRAIN or int(size))  # as many as there are cores, and no byte more
         return min(cap, max(LEAST, _whole(size)))
 
     def next_rung(
