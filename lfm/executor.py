@@ -92,7 +92,7 @@ class _Face(concurrent.futures.Executor):
         return self._session.slots
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("an executor cannot be sent to a call; submit from here, or make one inside the call")
+        raise TypeError("an executor cannot be sent to a call; submit from here, or name a running manager inside the call: lfm.Executor(NAME)")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
