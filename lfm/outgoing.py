@@ -88,6 +88,14 @@ class Outgoing:
             described = self.described[packed.function] = Described(environment, function, options, packed)
             return described
 
+    def plan(self, key: EnvironmentKey) -> bytes | None:
+        """What an environment is to hold; None if it was not declared here."""
+        declared = self._environments.get(key)
+        if declared is None:
+            return None
+        plan = declared.plan
+        return self.spool.store.path(plan.digest).read_bytes() if isinstance(plan, Blob) else plan.data
+
     def repair(self, function: FunctionId, module: str, where: str) -> Described | None:
         """The function in an environment that also has ``module``; None if that cannot be had from here."""
         packed = self._packer.repair(self.described[function].packed, module, where)

@@ -34,6 +34,7 @@ from lfm.function.handle import Handle
 from lfm.function.pickling import pickle_object
 from lfm.future import Future
 from lfm.incoming import Incoming
+from lfm.making import Makings
 from lfm.options import Options
 from lfm.outgoing import ArgumentLists, Outgoing
 from lfm.progress import EnvironmentNews
@@ -92,6 +93,7 @@ class Session:
         self._outgoing = Outgoing(self.spool)
         self._incoming = Incoming(self.spool, self._dialer.send)
         self._news = EnvironmentNews()
+        self._makings = Makings(self._outgoing.plan, self.spool, self._post)
         self._numbers = itertools.count(1)
         self._calls = Calls(
             self._dialer.send, self._outgoing, self._incoming, new_id=self._new_id, repaired=self._post
@@ -389,6 +391,9 @@ class Session:
                 self.capacity = message
             case m.EnvironmentProgress():
                 self._news.hear(message)
+                self._makings.hear(message)
+            case m.MakeEnvironment(key):
+                self._makings.make(key)
             case m.Notice():
                 self._notice(message)
             case m.Answer():
@@ -443,6 +448,7 @@ class Session:
 
     def _end(self) -> None:
         self._incoming.close()
+        self._makings.close()
         if self._broken is None:
             with contextlib.suppress(ConnectionFailed, ProtocolError):
                 self._calls.release()

@@ -69,6 +69,18 @@ class Spool:
         self.hold(blob)
         return blob
 
+    def offer(self, path: Path, blob: Blob) -> None:
+        """A file from elsewhere as a blob, held by one user more; not copied, so it must stay as it is."""
+        place = self.store.path(blob.digest)
+        with contextlib.suppress(FileExistsError):
+            try:
+                place.hardlink_to(path)
+            except FileExistsError:
+                raise
+            except OSError:  # on another file system
+                place.symlink_to(path)
+        self.hold(blob)
+
     def hold(self, blob: Blob) -> None:
         with self._lock:
             self._users[blob.digest] = self._users.get(blob.digest, 0) + 1

@@ -135,6 +135,25 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class EnvironmentMade:
+    """The answer to MakeEnvironment; the tarball is kept until the environment is "ready" or "failed"."""
+
+    key: EnvironmentKey
+    tarball: Blob
+    description: bytes  # the JSON of what the build program made
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentNotMade:
+    """The other answer to MakeEnvironment."""
+
+    key: EnvironmentKey
+    reason: str
+    module: str  # the import at fault, if one is
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """The session ends on purpose.  A client's remaining calls are cancelled, unless ``detach``."""
 
@@ -175,12 +194,22 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeEnvironment:
+    """The manager's machine does not see what you declared: make it with yours.  EnvironmentProgress, then an answer."""
+
+    key: EnvironmentKey
+
+
+@dataclass(frozen=True, slots=True)
 class EnvironmentProgress:
-    """How far an environment is.  ``total`` 0: unknown.  The last has stage "ready" or "failed"."""
+    """How far an environment is.  ``total`` 0: unknown.  The last has stage "ready" or "failed".
+
+    Said by the manager to all clients, and to it by the client that makes the environment.
+    """
 
     key: EnvironmentKey
     name: str
-    stage: str  # "build" | "pack" | "verify" | "ready" | "failed"
+    stage: str  # "build" | "pack" | "verify" | "upload" | "ready" | "failed"
     done: int
     total: int
     text: str = ""
@@ -371,11 +400,11 @@ class WorkerLeaving:
 
 Hello = ClientHello | WorkerHello | ViewerHello
 FromClient = (
-    DeclareEnvironment | DeclareFunction | Submit | Cancel | Kill | Release | Goodbye | Query
-    | FetchBlob | BlobChunk | BlobMissing
+    DeclareEnvironment | DeclareFunction | Submit | Cancel | Kill | Release | EnvironmentProgress | EnvironmentMade
+    | EnvironmentNotMade | Goodbye | Query | FetchBlob | BlobChunk | BlobMissing
 )
 ToClient = (
-    Started | Finished | Notice | EnvironmentProgress | Capacity | Answer | FetchBlob | BlobChunk | BlobMissing
+    Started | Finished | Notice | MakeEnvironment | EnvironmentProgress | Capacity | Answer | FetchBlob | BlobChunk | BlobMissing
 )
 FromWorker = (
     CallStarted | CallEnded | LimitRaised | EnvironmentReady | EnvironmentUnusable | OfferChanged | WorkerLeaving

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import sys
 import time
@@ -20,11 +19,11 @@ from pathlib import Path
 from conda_pack.core import CondaPackException
 
 from lfm.function.plan import Plan
-from lfm_manager.environments import archive, conda, installation, ready, verify, wheels
+from lfm_manager.environments import archive, conda, installation, ready, sight, verify, wheels
 from lfm_manager.environments.assembled import Assembled
 from lfm_manager.environments.packages import Packages
 from lfm_manager.environments.places import cache_limit, packages_root
-from lfm_manager.environments.problems import BuildFailed, from_os_error
+from lfm_manager.environments.problems import BuildFailed, OutOfSight, from_os_error
 from lfm_manager.environments.progress import Lines, Report, silent
 from lfm_manager.environments.store import Built, Store
 
@@ -38,6 +37,7 @@ def build(plan: Plan, store: Store, report: Report = silent, packages: Path | No
         if found := store.find(plan.key):
             return found
         started = time.monotonic()
+        sight.check(plan)
         work = store.workplace(plan.key)
         try:
             return _make(plan, store, work, started, report, Packages(packages or packages_root()))
@@ -72,19 +72,7 @@ def _make(plan: Plan, store: Store, work: Path, started: float, report: Report, 
     return store.publish(tarball, built)
 
 
-def _check_in_sight(plan: Plan) -> None:
-    """A plan speaks of the client's disk."""
-    executable = plan.interpreter.executable if plan.interpreter else ""
-    if plan.kind in ("python", "conda") and executable and not os.access(executable, os.X_OK):
-        where = plan.host if plan.host and plan.host != platform.node() else "the client"
-        raise BuildFailed(
-            f"{executable} of {where} is not in sight of the machine that builds environments",
-            hint="start the manager where your Python is, or name what you need with environment=",
-        )
-
-
 def assemble(plan: Plan, work: Path, packages: Packages, report: Report) -> Assembled:
-    _check_in_sight(plan)
     match plan.kind:
         case "python":
             return installation.from_plan(plan, work, packages, report)
@@ -111,23 +99,23 @@ def main(arguments: list[str] | None = None) -> int:
         plan = Plan.from_json(options.plan.read_bytes())
         store = Store(options.store and options.store.absolute())
         answer = build(plan, store, Lines()).to_dict()
-        _tidy(store)
-    except BuildFailed as error:
-        answer = {"error": {"reason": error.reason, "module": error.module, "hint": error.hint}}
-    except Exception as error:  # whatever it is: the manager is told, and its log has the rest
-        traceback.print_exc()
-        answer = {
-            "error": {
-                "reason": f"{type(error).__name__}: {error}",
-                "module": "",
-                "hint": "see the manager's log",
-            }
-        }
-    _write(options.result, answer)
+        tidy(store)
+    except Exception as error:  # whatever it is: whoever asked is told
+        answer = failure(error)
+    write_result(options.result, answer)
     return 1 if "error" in answer else 0
 
 
-def _tidy(store: Store) -> None:
+def failure(error: Exception) -> dict[str, object]:
+    """What a result file says of one; of a defect the log has the rest."""
+    if isinstance(error, BuildFailed):
+        words = {"reason": error.reason, "module": error.module, "hint": error.hint}
+        return {"error": words | {"out_of_sight": isinstance(error, OutOfSight)}}
+    traceback.print_exception(error)
+    return {"error": {"reason": f"{type(error).__name__}: {error}", "module": "", "hint": "see the manager's log"}}
+
+
+def tidy(store: Store) -> None:
     """Keep the caches within their bounds; what was used within a day stays whatever they say."""
     try:
         store.gc(cache_limit(), older_than_s=86_400)
@@ -136,7 +124,7 @@ def _tidy(store: Store) -> None:
         traceback.print_exc()  # it can wait; the environment is there
 
 
-def _write(path: Path, answer: dict[str, object]) -> None:
+def write_result(path: Path, answer: dict[str, object]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(json.dumps(answer))
     shutil.move(aside, path)

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from lfm.function.plan import Plan
-from lfm_manager.environments.problems import BuildFailed
+from lfm_manager.environments.problems import BuildFailed, OutOfSight
 from lfm_manager.environments.progress import Report, silent
 from lfm_manager.environments.store import Built, Store
 
@@ -22,6 +22,14 @@ def build_command(plan: Path, store: Path, result: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def adopt_command(key: str, tarball: Path, description: Path, store: Path, result: Path) -> list[str]:
+    """What to run to take into the store what was built on another machine."""
+    return [
+        sys.executable, "-P", "-m", "lfm_manager.environments.adopt", "--key", key,
+        "--tarball", str(tarball), "--description", str(description), "--store", str(store), "--result", str(result),
+    ]  # fmt: skip
+
+
 def read_result(result: Path, log: str = "") -> Built:
     """What the build program wrote; BuildFailed if it failed or died."""
     try:
@@ -31,7 +39,8 @@ def read_result(result: Path, log: str = "") -> Built:
         raise BuildFailed(f"the program that builds environments died: {last[0]}") from None
     if "error" in raw:
         error = raw["error"]
-        raise BuildFailed(error["reason"], module=error["module"], hint=error["hint"])
+        kind = OutOfSight if error.get("out_of_sight") else BuildFailed
+        raise kind(error["reason"], module=error["module"], hint=error["hint"])
     return Built.from_dict(raw)
 
 

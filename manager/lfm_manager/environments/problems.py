@@ -15,6 +15,10 @@ class BuildFailed(Exception):
         self.hint = hint
 
 
+class OutOfSight(BuildFailed):
+    """What it is to be made of is not on this machine, or not the same here: its client can make it."""
+
+
 def from_os_error(error: OSError) -> BuildFailed:
     """Say in words what the operating system said in numbers."""
     place = f" ({error.filename})" if error.filename else ""

@@ -1,4 +1,6 @@
-"""Builds environments in child processes, a few at a time, and knows the tarballs by digest.
+"""Builds environments, and keeps those that clients built, in child processes, a few at a time.
+
+Knows the tarballs by digest.
 
 Never waits for one: the loop polls the children's output and calls ``readable``.
 """
@@ -20,15 +22,29 @@ from typing import IO
 import zmq
 
 from lfm.protocol.ids import Digest, EnvironmentKey
-from lfm_manager.core.events import EnvironmentAdvanced, EnvironmentBuilt, EnvironmentFailed
-from lfm_manager.environments.child import build_command, read_result
-from lfm_manager.environments.problems import BuildFailed
+from lfm_manager.core.events import (
+    EnvironmentAdvanced,
+    EnvironmentBuilt,
+    EnvironmentFailed,
+    EnvironmentOutOfSight,
+)
+from lfm_manager.environments.child import adopt_command, build_command, read_result
+from lfm_manager.environments.problems import BuildFailed, OutOfSight
 from lfm_manager.environments.store import Built, Hold, Store
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 2  # builds
-News = EnvironmentAdvanced | EnvironmentBuilt | EnvironmentFailed
+News = EnvironmentAdvanced | EnvironmentBuilt | EnvironmentFailed | EnvironmentOutOfSight
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """``source`` is the plan, or, with ``tarball``, the description of what is to be kept."""
+
+    key: EnvironmentKey
+    source: bytes
+    tarball: Path | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +62,7 @@ class Builds:
     store: Store = field(default_factory=Store)
     tarballs: dict[Digest, Path] = field(default_factory=dict)
     _holds: dict[Digest, Hold] = field(default_factory=dict)
-    _waiting: deque[tuple[EnvironmentKey, bytes]] = field(default_factory=deque)
+    _waiting: deque[_Job] = field(default_factory=deque)
     _children: dict[int, _Child] = field(default_factory=dict)  # by the descriptor of their output
 
     def want(self, key: EnvironmentKey, plan: bytes) -> EnvironmentBuilt | EnvironmentFailed | None:
@@ -54,29 +70,41 @@ class Builds:
         found = self.store.find(key)
         if found is not None:
             return self._built(found)
-        self._waiting.append((key, plan))
+        return self._begin(_Job(key, plan))
+
+    def keep(self, key: EnvironmentKey, tarball: Path, description: bytes) -> EnvironmentFailed | None:
+        """Put a tarball that a client made into the store; told of later.  Stays where it is until then."""
+        return self._begin(_Job(key, description, tarball))
+
+    def _begin(self, job: _Job) -> EnvironmentFailed | None:
+        self._waiting.append(job)
         try:
             self._start()
         except OSError as error:
-            return EnvironmentFailed(key, f"the manager cannot start a build: {error}")
+            return EnvironmentFailed(job.key, f"the manager cannot start a build: {error}")
         return None
 
     def _start(self) -> None:
         while self._waiting and len(self._children) < AT_ONCE:
-            key, plan = self._waiting.popleft()
+            job = self._waiting.popleft()
             work = tempfile.TemporaryDirectory(prefix="lfm-build-")
-            source = Path(work.name, "plan.json")
-            source.write_bytes(plan)
+            source, result = Path(work.name, "source.json"), Path(work.name, "result.json")
+            source.write_bytes(job.source)
+            root = self.store.root
+            command = (
+                build_command(source, root, result)
+                if job.tarball is None
+                else adopt_command(job.key, job.tarball, source, root, result)
+            )
             errors = Path(work.name, "log").open("wb+")  # noqa: SIM115  # lives as long as the child
             process = subprocess.Popen(
-                build_command(source, self.store.root, Path(work.name, "result.json")),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
                 umask=0o022,  # ours is for secrets; what it builds is none, and keeps its modes
             )
             assert process.stdout is not None
             descriptor = process.stdout.fileno()
             os.set_blocking(descriptor, False)
-            self._children[descriptor] = _Child(key, process, work, errors)
+            self._children[descriptor] = _Child(job.key, process, work, errors)
             self.poller.register(descriptor, zmq.POLLIN)
 
     def owns(self, descriptor: object) -> bool:
@@ -111,6 +139,9 @@ class Builds:
             log.info("building %s said: %s", child.key[:12], said.strip())
         try:
             return self._built(read_result(Path(child.work.name, "result.json"), said))
+        except OutOfSight as error:
+            log.info("environment %s is to be made by a client: %s", child.key[:12], error)
+            return EnvironmentOutOfSight(child.key, error.reason, error.hint)
         except BuildFailed as error:
             log.warning("environment %s cannot be built: %s", child.key[:12], error)
             return EnvironmentFailed(child.key, error.reason, error.module, error.hint)

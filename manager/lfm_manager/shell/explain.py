@@ -15,7 +15,7 @@ from lfm.protocol.outcomes import (
     Returned,
 )
 from lfm.protocol.resources import format_duration, format_size
-from lfm_manager.core.functions import Building
+from lfm_manager.core.functions import Away, Building, Coming, Environment
 from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.tasks import Adrift, Collecting, Done, Failed, Placed, Ready, Task, Waiting
 
@@ -66,11 +66,24 @@ def _waiting(task: Task, environment: bool, blobs: int, now: float) -> str:
     parts = []
     if environment:
         known = task.function.environment
-        since = f" for {format_duration(now - known.state.since)}" if isinstance(known.state, Building) else ""
-        parts.append(f"its environment ({known.declared.name}) is being built{since}")
+        parts.append(f"its environment ({known.declared.name}) {_environment(known, now)}")
     if blobs:
         parts.append(f"{blobs} of its blobs {'is' if blobs == 1 else 'are'} on the way from the client")
     return "waiting: " + " and ".join(parts)
+
+
+def _environment(known: Environment, now: float) -> str:
+    match known.state:
+        case Building(since):
+            return f"is being built for {format_duration(now - since)}"
+        case Away(since, peer) if peer is not None:
+            return f"is being built by a client for {format_duration(now - since)}"
+        case Away(why=why):
+            return f"can only be built by its client, which is not here: {why.reason}"
+        case Coming():
+            return "comes from the client that built it"
+        case _:
+            return "is being built"
 
 
 def _ready(core: ManagerCore, task: Task, now: float) -> str:

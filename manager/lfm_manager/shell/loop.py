@@ -213,7 +213,7 @@ class Manager:
                 self.listener.send(peer, m.Answer(message.number, self._answer(peer, message)))
             case (
                 m.Submit() | m.Release() | m.Cancel() | m.Kill() | m.DeclareFunction() | m.DeclareEnvironment()
-                | m.Goodbye()
+                | m.EnvironmentProgress() | m.EnvironmentMade() | m.EnvironmentNotMade() | m.Goodbye()
             ):
                 self._tell(e.ClientSaid(peer, message))
             case (
@@ -254,6 +254,9 @@ class Manager:
                     self.history.add(self.run_directory.name, time.time(), command, time.monotonic())
             case c.BuildEnvironment(key, plan):
                 self._build(key, plan)
+            case c.KeepEnvironment(key, tarball, description):
+                log.info("environment %s was made by a client", key[:12])
+                self._answered(self.builds.keep(key, self.transfers.store.path(tarball.digest), description))
             case c.GetBlob(peer, digest, size):
                 self._answered(self.transfers.pull(peer, digest, size))
             case c.DropBlob(digest):

@@ -13,7 +13,15 @@ from typing import Any
 from lfm.protocol.ids import TaskId
 from lfm.protocol.resources import format_duration
 from lfm_manager.core.categories import Category
-from lfm_manager.core.functions import Building, Built, Environment, Fetching, Unbuildable
+from lfm_manager.core.functions import (
+    Away,
+    Building,
+    Built,
+    Coming,
+    Environment,
+    Fetching,
+    Unbuildable,
+)
 from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.tasks import Collecting, Done, Failed, Placed, Task
 from lfm_manager.core.workers import Worker
@@ -196,9 +204,20 @@ def environment_row(environment: Environment, now: float) -> dict[str, Any]:
             row["reason"] = reason
         case Fetching():
             row["reason"] = "its description is on its way"
+        case Away(since, peer, why):
+            row["reason"] = away(peer is not None, why, now - since)
+        case Coming(since):
+            row["reason"] = f"a client made it; on its way since {format_duration(now - since)}"
         case _:
             pass
     return row
+
+
+def away(making: bool, why: Unbuildable, since: float) -> str:
+    """For people: how far an environment is that only clients can make."""
+    if making:
+        return f"a client makes it since {format_duration(since)}: {why.reason}"
+    return f"no client is here that can make it: {why.reason}"
 
 
 def category_row(core: ManagerCore, category: Category) -> dict[str, Any]:
