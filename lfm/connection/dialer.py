@@ -113,6 +113,11 @@ class Dialer:
                 self._put(packet)
 
     @property
+    def address(self) -> str:
+        """Where the manager answered; empty before it did."""
+        return "" if self._socket is None else self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    @property
     def waiting(self) -> int:
         """How many messages have not left yet: the manager is slow or away."""
         return self._link.waiting
@@ -252,6 +257,7 @@ class Dialer:
             one.curve_publickey = file.public_key.encode()
             one.curve_secretkey = file.secret_key.encode()
             one.setsockopt(zmq.PROBE_ROUTER, 1)  # at each connection an empty message, answered by "say hello"
+            one.setsockopt(zmq.IMMEDIATE, 1)  # a pipe lives as long as its connection: then each has its probe
             one.setsockopt(zmq.CONNECT_TIMEOUT, 2_000)
             one.setsockopt(zmq.RECONNECT_IVL, random.randint(50, 250))  # many workers do not come back at once
             one.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
