@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lfm.alone import monitored as monitored
     from lfm.errors import CallCancelled as CallCancelled
     from lfm.errors import CallCrashed as CallCrashed
     from lfm.errors import ConnectionFailed as ConnectionFailed
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from lfm.executor import Executor as Executor
     from lfm.function.task import task as task
     from lfm.future import Future as Future
-    from lfm.alone import monitored as monitored
     from lfm.protocol.outcomes import Attempt as Attempt
     from lfm.protocol.resources import Resources as Resources
     from lfm.protocol.resources import Usage as Usage

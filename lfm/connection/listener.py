@@ -65,6 +65,8 @@ class Left:
 
     peer: PeerId
     reason: str
+    sure: bool = False  # nobody comes back: its process is known to be gone
+    goodbye: bool = False  # it went on its own account
 
 
 News = list[Joined | Said | Left]
@@ -186,7 +188,7 @@ class Listener:
             elif session is None:
                 self._say(route, [WHO])
             elif kind == BYE:
-                self._end(session, "it said goodbye", news)
+                self._end(session, "it said goodbye", news, sure=True, goodbye=True)
             elif kind:
                 self._hear(session, packet, now, news)
         except ProtocolError as error:
@@ -313,7 +315,7 @@ class Listener:
         if now < self._suspicious_until and session.route is not None:
             self._put(session, session.link.control(ACK))
         if session.route is None and self._is_dead(session):
-            self._end(session, "its process ended", news)
+            self._end(session, "its process ended", news, sure=True)
         elif session.gone is not None and now - session.gone > min(GONE_LEASE, self._lease):
             self._end(session, f"its connection closed and did not come back for {now - session.gone:.0f} s", news)
         elif silent > self._lease:
@@ -355,14 +357,16 @@ class Listener:
                 self._say(session.route, [REFUSED, encode(m.Refused(reason))])
             self._end(session, reason, [])
 
-    def _end(self, session: _Session, reason: str, news: News) -> None:
+    def _end(
+        self, session: _Session, reason: str, news: News, *, sure: bool = False, goodbye: bool = False
+    ) -> None:
         if self._by_name.get(session.name) is session:
             del self._by_name[session.name]
         if session.route is not None:
             self._by_route.pop(session.route, None)
         self._by_peer.pop(session.peer, None)
         self._dirty.pop(session.peer, None)
-        news.append(Left(session.peer, reason))
+        news.append(Left(session.peer, reason, sure, goodbye))
 
     def close(self) -> None:
         self._router.disable_monitor()

@@ -261,7 +261,7 @@ def test_a_dead_process_is_noticed_at_once(pair: Pair) -> None:
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
         pair.spin(until=lambda: isinstance(pair.news[-1], Left))
-        assert pair.news[-1] == Left(pair.peer, "its process ended")
+        assert pair.news[-1] == Left(pair.peer, "its process ended", sure=True)
     finally:
         child.kill()
         child.wait()

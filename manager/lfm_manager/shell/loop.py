@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 
 FAREWELL = 2.0  # seconds that workers without calls have to leave, when the manager is stopped
 PACKETS = 64  # of all peers taken in one round: the rest waits in the socket, and answers are not kept back
-GOODBYE, DEAD = "it said goodbye", "its process ended"  # what a Left says, where nobody comes back
 ONLY_CLIENTS = ("drain", "stop", "shutdown", "cancel")  # questions that change something
 
 
@@ -194,12 +193,12 @@ class Manager:
                 elif isinstance(hello, m.ClientHello):
                     log.info("client %s joined from %s (process %d)", hello.session, hello.host, hello.pid)
                     self._tell(e.ClientJoined(peer, hello))
-            case Left(peer, reason):
+            case Left(peer, reason, sure, goodbye):
                 role = self._roles.pop(peer, "")
                 if role != "viewer":
                     log.info("%s %d left: %s", role, peer, reason)
                 self.transfers.gone(peer)
-                self._tell(e.PeerLost(peer, reason, reason in (GOODBYE, DEAD), reason == GOODBYE))
+                self._tell(e.PeerLost(peer, reason, sure, goodbye))
 
     def _said(self, peer: PeerId, message: m.Message) -> None:
         match message:
