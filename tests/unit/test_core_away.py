@@ -26,9 +26,11 @@ BUILT = e.EnvironmentBuilt(ENV, TARBALL.digest, TARBALL.size, "3.11.7", "x86_64"
 class Desk:
     """A core with one environment that two clients may declare; the books are checked after every event."""
 
-    def __init__(self, *clients: PeerId) -> None:
+    def __init__(self, *clients: PeerId, events: tuple[e.Event, ...] = ()) -> None:
         self.core = ManagerCore({"memory": make("auto", "memory"), "disk": make("auto", "disk")})
         self.now = 0.0
+        for event in events:
+            self.do(event)
         self.do(e.WorkerJoined(WORKER, m.WorkerHello("w", "w", "node", 1, Resources(4, 10**10, 10**10))))
         for client in clients:
             self.join(client)
@@ -148,20 +150,16 @@ def test_nobody_is_here_so_it_waits_for_the_client_to_come_back() -> None:
 
 
 def test_after_a_restart_the_clients_are_asked_when_they_come_back() -> None:
-    desk = Desk()
     saved = e.SavedTask(m.Submit(TaskId("s1-1"), FUNCTION, Inline(b"x"), Request()), 0, "", None)
     function = m.DeclareFunction(FUNCTION, "f", "f", ENV, Inline(b"code"), None, ())
     hello = m.ClientHello("s1", "me", "here", 1)
     recovered = e.Recovered(
         (m.DeclareEnvironment(ENV, PLAN, "numpy"),), (function,), (e.SavedSession("s1", hello, (saved,)),)
     )
-    fresh = Desk.__new__(Desk)
-    fresh.core = ManagerCore({"memory": make("auto", "memory"), "disk": make("auto", "disk")})
-    fresh.now = 0.0
-    assert c.BuildEnvironment(ENV, PLAN) in fresh.do(recovered)
-    assert fresh.do(UNSEEN) == []
-    fresh.join(A, session="s1")
-    assert asked(fresh.declare(A)) == [A]
+    desk = Desk(events=(recovered,))
+    assert desk.do(UNSEEN) == []
+    desk.join(A, session="s1")
+    assert asked(desk.declare(A)) == [A]
 
 
 def test_a_tarball_that_is_damaged_or_cannot_be_kept_is_an_answer() -> None:
