@@ -73,6 +73,7 @@ def worker() -> None:
 @click.option("--connect-timeout", type=DURATION, default="30s", show_default=True, help="How long to look for the manager at the start.")
 @click.option("--grace", type=DURATION, default="20s", show_default=True, help="After SIGTERM, how long running calls may go on.")
 @click.option("--cache-size", type=SIZE, help="How large the node's cache may grow.  [default: half of the disk]")
+@click.option("--peers/--no-peers", default=True, help="Let large files go from worker to worker of the run; without, all come from the manager.")
 @click.option("--name", help="What people see.  [default: the batch job, or host and process]")
 @click.option("--pin/--no-pin", default=True, help="Give each call CPUs of its own, where a worker offers all that are ours and is the only one.")
 @click.option("--stdin-eof", is_flag=True, hidden=True, help="Stop when stdin closes: for whoever starts us as a part of itself.")
@@ -144,6 +145,7 @@ def _work(file: Callable[[], Any], options: dict[str, Any], awaited: Path | None
     behaviour = loop.Options(
         connect_timeout=options["connect_timeout"], grace=options["grace"], on_manager_lost=options["on_manager_lost"],
         manager_lost_after=options["manager_timeout"], stdin_eof=options["stdin_eof"],
+        peers=options["peers"],
     )
     reason = loop.Worker(file, settings, cache, name, offer.labels(found), behaviour).run()
     log.info("%s has left: %s", name, reason)

@@ -32,10 +32,11 @@ from lfm_worker.core.items import Item
 from lfm_worker.core.outbox import Outbox
 from lfm_worker.core.worker import Settings, WorkerCore
 from lfm_worker.shell.interpreters import Interpreters
+from lfm_worker.shell.peers import Peers
 from lfm_worker.shell.places import Cache, Home
 from lfm_worker.shell.prepare import Preparation, cause_of, unpack_overlay
 from lfm_worker.shell.processes import Signals, become_subreaper, kill_orphans, notify
-from lfm_worker.shell.transfers import LOOK_EVERY, Transfers
+from lfm_worker.shell.transfers import LOOK_EVERY, Ask, Transfers
 from lfm_worker.shell.unpack import is_ready
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Options:
     on_manager_lost: str = "finish"  # "finish": what runs; "stop": at once
     manager_lost_after: float = 300.0  # without the manager and without a running call
     stdin_eof: bool = False  # stop when stdin closes
+    peers: bool = True  # large blobs may go from worker to worker
 
 
 class Worker:
@@ -74,6 +76,7 @@ class Worker:
         self._dialer = Dialer(file, self._hello)
         self._events: deque[e.Event] = deque()
         self._poller = zmq.Poller()
+        self._peers = Peers(file, lambda: self._dialer.address, self._poller) if options.peers else None
         self._preparations: dict[int, Preparation] = {}  # by descriptor
         self._readers: dict[int, Callable[[], None]] = {}
         self._terminated = False
@@ -90,7 +93,7 @@ class Worker:
         become_subreaper()
         self._dialer.connect(self._options.connect_timeout)  # until then nothing of ours is on the disk
         self._home = Home(self._cache, self._name)
-        self._transfers = Transfers(BlobStore(self._home / "blobs"), BlobStore(self._home / "results"), self._cache.blobs)
+        self._transfers = Transfers(BlobStore(self._home / "blobs"), BlobStore(self._home / "results"), self._cache.blobs, self._peers)
         self._interpreters = Interpreters(
             self._home, self._cache, self._transfers, max(1, int(self._settings.offer.cores)),
             tell=self._handle, watch=self._watch, unwatch=self._unwatch,
@@ -106,6 +109,8 @@ class Worker:
                 while self._reason is None:
                     self._turn()
                 notify("STOPPING=1")
+                if self._peers is not None:
+                    self._peers.shut()
                 self._farewell()
                 return self._reason
             finally:
@@ -117,6 +122,7 @@ class Worker:
             if isinstance(socket_, int) and (reader := self._readers.get(socket_)) is not None:
                 reader()
         self._link()
+        self._moved(*self._transfers.turn())
         now = time.monotonic()
         if (due := self._core.deadline()) is not None and now >= due:
             self._handle(e.Ticked())
@@ -135,6 +141,8 @@ class Worker:
             due.append(core)
         if (interpreters := self._interpreters.deadline()) is not None:
             due.append(interpreters)
+        if (transfers := self._transfers.deadline()) is not None:
+            due.append(transfers)
         if self._orphans:
             due.append(now + RETRY_ORPHANS)
         if self._transfers.elsewhere:
@@ -188,6 +196,8 @@ class Worker:
         while not kill_orphans(()) and time.monotonic() < end:
             time.sleep(0.01)
         self._transfers.close()
+        if self._peers is not None:
+            self._peers.close()
         self._dialer.close(goodbye=True)
         self._home.remove()
         self._cache.close()
@@ -247,6 +257,8 @@ class Worker:
                 self._moved(*self._transfers.came(message))
             case m.BlobMissing():
                 self._moved(*self._transfers.missing(message))
+            case m.BlobSource():
+                self._moved(*self._transfers.named(message))
             case m.FetchBlob():
                 self._tell(self._transfers.serve(message))
             case m.Welcome():
@@ -267,11 +279,11 @@ class Worker:
         self._dialer.send(message)
         self._outbox.said(message)
 
-    def _ask(self, asks: list[m.FetchBlob]) -> None:
+    def _ask(self, asks: list[Ask]) -> None:
         for ask in asks:
             self._tell(ask)
 
-    def _moved(self, asks: list[m.FetchBlob], events: list[e.Event]) -> None:
+    def _moved(self, asks: list[Ask], events: list[e.Event]) -> None:
         self._ask(asks)
         for event in events:
             self._handle(event)
@@ -317,7 +329,7 @@ class Worker:
 
     def _drop(self, item: Item) -> None:
         if item.kind == "blob":
-            self._transfers.drop(item.digest)
+            self._ask(self._transfers.drop(item.digest))
         self._cache.drop(item)
 
     # ------------------------------------------------------------ environments and overlays
