@@ -75,7 +75,7 @@ class _Bench:
         self.calls += 1
         folder = self.folder / str(self.calls)
         sandbox = folder / "sandbox"
-        sandbox.mkdir(parents=True)
+        folder.mkdir()
         code, arguments, result = folder / "code", folder / "arguments", self.folder / f"{self.calls}.result"
         try:
             _write(code, payload.pack(fn, cloudpickle.dumps))

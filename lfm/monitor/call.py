@@ -16,12 +16,13 @@ import mmap
 import os
 import pickle
 import random
+import socket
 import struct
 import sys
 from collections.abc import Callable
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from time import monotonic
-from typing import Any, NoReturn
+from typing import Any
 
 from lfm.monitor import answer, linux, payload, wire
 
@@ -60,8 +61,9 @@ def serve(
     readv: Callable[..., int] = os.readv,
     loads: Callable[..., Any] = marshal.loads,
     unpickle: Callable[..., Any] = pickle.loads,
-    _exit: Callable[[int], NoReturn] = os._exit,
-) -> NoReturn:
+    rmdir: Callable[[str], Any] = os.rmdir,
+    _exit: Callable[[int], Any] = os._exit,
+) -> None:
     """Wait for one call, run it, leave."""
     first = page[PAGE_BASE_AT : PAGE_BASE_AT + 8] == _START  # of this forker's; its brothers are alike
     if first:
@@ -115,7 +117,7 @@ def serve(
     except OSError:
         _exit(1)
     try:
-        os.rmdir(work[4])  # most calls leave nothing in their sandbox; else the monitor will see to it
+        rmdir(work[4])  # most calls leave nothing in their sandbox; else the monitor will see to it
     except OSError:
         pass
     _exit(0)
@@ -150,6 +152,33 @@ def _returned(work: tuple[Any, ...], value: Any) -> tuple[int, int, tuple[bytes,
     if buffers or len(data) > wire.INLINE_LIMIT - _PAYLOAD_AT:
         return answer.returned(work, payload.assemble([data, *(b.raw() for b in buffers)]))
     return wire.RETURNED, 0, wire.NO_TEXTS, (_ONE_SEGMENT_HEAD.pack(b"LFM1", 1, len(data)), data)
+
+
+def rehearse(times: int = 64) -> None:
+    """Run the path of a call in the template, with a call that does nothing.
+
+    What the interpreter learns on the way (specialised bytecode, attribute caches, linked symbols) it writes into
+    pages that each call's process would otherwise have to copy for itself.
+    """
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    code, page, buffer = os.memfd_create("rehearsal"), mmap.mmap(-1, mmap.PAGESIZE), bytearray(wire.DATAGRAM)
+    os.write(code, b"".join(payload.pack(max)))
+    arguments = b"".join(payload.pack(((1, 2), {})))
+    cpus = tuple(os.sched_getaffinity(0))
+    for turn in range(times):
+        path, before = f"/proc/self/fd/{code}", os.getcwd()
+        work = wire.Work(turn + 1, path, arguments, "", before, environ={b"LFM_TASK": b"%d" % turn}, cpus=cpus)
+        ours.send(wire.work(work))
+        warm = (path, max) if turn % 2 else None
+        serve(its.fileno(), page, buffer, warm, rmdir=os.fspath, _exit=os.strerror)  # which remove and end nothing
+        reseed()
+        ours.recv(wire.DATAGRAM)
+    os.environ.pop("LFM_TASK")
+    gc.disable()
+    os.close(code)
+    page.close()
+    ours.close()
+    its.close()
 
 
 def reseed(

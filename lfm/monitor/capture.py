@@ -35,11 +35,13 @@ class Capture:
                 return False
             self.total += moved
             budget -= moved
+            os.lseek(self.file, self.total, os.SEEK_SET)  # the daemon shares the position: it reads the total there
         return True
 
     def restart(self) -> None:
         """Forget the last call's output; the daemon has read it."""
-        self.total = 0
+        if self.total:
+            self.total = os.lseek(self.file, 0, os.SEEK_SET)
 
 
 def _place(position: int) -> int:
@@ -63,3 +65,15 @@ def read(file: int, total: int) -> bytes:
         start = os.pread(file, turn - HEAD, HEAD)
     left_out = total - HEAD - TAIL
     return b"".join((head, b"\n[... %d bytes left out ...]\n" % left_out, end, start))
+
+
+def since(file: int, position: int) -> tuple[int, bytes]:
+    """What a call that still runs has printed from ``position`` on, and where that begins: later, if it is gone."""
+    total = os.lseek(file, 0, os.SEEK_CUR)
+    if total <= HEAD + TAIL or position < HEAD:
+        end = total if total <= HEAD + TAIL else HEAD
+        return position, os.pread(file, max(0, end - position), position)
+    first = max(position, total - TAIL)
+    place, left = _place(first), total - first
+    data = os.pread(file, min(left, HEAD + TAIL - place), place)
+    return first, data + (os.pread(file, left - len(data), HEAD) if left > len(data) else b"")

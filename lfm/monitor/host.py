@@ -104,10 +104,23 @@ class _Slot:
         self.its_control.close()
         self.its_channel.close()
 
-    def output(self) -> tuple[bytes, bytes]:
-        """Live: what the captures hold now."""
-        found = [os.pread(fd, capture.HEAD + capture.TAIL, 0) for fd in self.files[:2]]
-        return found[0], found[1]
+    def output(self, *since: int) -> list[tuple[int, bytes]]:
+        """Live: what the captures hold now from these positions on."""
+        return [capture.since(file, position) for file, position in zip(self.files, since, strict=False)]
+
+    def printed(self) -> list[bytes]:
+        """What a call had printed whose monitor is gone."""
+        return [capture.read(file, os.lseek(file, 0, os.SEEK_CUR)) for file in self.files[:2]]
+
+    def take_output(self, report: wire.Report) -> tuple[bytes, bytes, bytes]:
+        """All that an ended call has printed, and its dump if it crashed; the files are empty afterwards."""
+        sizes = (report.stdout, report.stderr, report.fault)
+        out, err = (capture.read(file, size) if size else b"" for file, size in zip(self.files, sizes[:2], strict=False))
+        fault = os.pread(self.files[2], 16384, 0) if report.fault else b""
+        for file, size in zip(self.files, sizes, strict=True):
+            if size:
+                os.ftruncate(file, 0)
+        return out, err, fault
 
     def close(self) -> None:
         for end in (self.control, self.channel, self.its_control, self.its_channel):
@@ -187,10 +200,10 @@ class Host:
     def start(self, work: wire.Work, limits: wire.Limits = wire.Limits(), fds: Sequence[int] = ()) -> None:  # noqa: B008
         """Run it as soon as a slot is there; ``Began`` and ``Over`` will tell.
 
-        ValueError if the sandbox is not an empty directory: it is removed at the call's end.  A command's
-        directory is only its working directory, and is never removed.
+        The sandbox is made here, and removed at the call's end; ValueError if something else is in its place than
+        an empty directory.  A command's directory is only its working directory, and is never removed.
         """
-        owned = None if work.command else sandbox.own(work.sandbox)
+        owned = None if work.command else sandbox.make(work.sandbox)
         job = Job(work, limits, tuple(fds), owned)
         if self._gone:
             if owned is not None:
@@ -211,10 +224,10 @@ class Host:
             if slot.watched:
                 self._tell(slot, wire.raise_memory(id, memory))
 
-    def output(self, id: int) -> tuple[bytes, bytes] | None:
-        """What a running call has printed so far."""
+    def output(self, id: int, stdout_from: int = 0, stderr_from: int = 0) -> list[tuple[int, bytes]]:
+        """What a running call has printed from these positions on, each with where it begins; [] if it runs no more."""
         slot = self._running.get(id)
-        return slot.output() if slot is not None else None
+        return slot.output(stdout_from, stderr_from) if slot is not None else []
 
     def _choose(self, key: Key) -> _Slot:
         """An idle slot that has this function loaded, else one that has none, else a new one.
@@ -307,8 +320,8 @@ class Host:
         for fd, _ in self._epoll.poll(0):
             if fd == self._control.fileno():
                 self._hear_template()
-            elif fd in self._by_fd:
-                self._hear_slot(self._by_fd[fd])
+            elif (slot := self._by_fd.get(fd)) is not None:
+                self._hear_slot(slot)
         news, self._news = self._news, []
         return news
 
@@ -332,47 +345,45 @@ class Host:
                 if slot is not None:
                     self._drop(slot, f"its monitor died ({_how(status)})")
 
-    def _hear_slot(self, slot: _Slot) -> None:
-        while slot.files:
-            try:
-                data = slot.control.recv(4096)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:  # the template will say GONE when it has swept up
-                self._epoll.unregister(slot.control)
-                return
-            kind = data[0]
-            if kind == wire.READY:
-                slot.ready, slot.pid = True, wire.read_simple(data)[0]
-                if slot.job is not None:
-                    self._begin(slot)
-            elif kind == wire.REPORT:
-                self._over(slot, wire.read_report(data))
-            elif kind == wire.COLD:
-                if slot.key is not None:
-                    self._loaded[slot.key] = False
-                slot.key = None
-            elif kind == wire.NEAR:
-                self._news.append(Near(*wire.read_near(data)))
-            elif kind == wire.CLEANED and slot.over is not None:
-                self._finish(slot, slot.over._replace(disk=wire.read_simple(data)[0]))
+    def _hear_slot(self, slot: _Slot) -> bool:
+        """Take one message of its monitor's; whether there was one."""
+        try:
+            data = slot.control.recv(4096)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:  # the template will say GONE when it has swept up
+            self._epoll.unregister(slot.control)
+            return False
+        kind = data[0]
+        if kind == wire.REPORT:
+            self._over(slot, wire.read_report(data))
+        elif kind == wire.READY:
+            slot.ready, slot.pid = True, wire.read_simple(data)[0]
+            if slot.job is not None:
+                self._begin(slot)
+        elif kind == wire.COLD:
+            if slot.key is not None:
+                self._loaded[slot.key] = False
+            slot.key = None
+        elif kind == wire.NEAR:
+            self._news.append(Near(*wire.read_near(data)))
+        elif kind == wire.CLEANED and slot.over is not None:
+            self._finish(slot, slot.over._replace(disk=wire.read_simple(data)[0]))
+        return bool(slot.files)
 
     def _over(self, slot: _Slot, report: wire.Report) -> None:
         job = slot.job
         if job is None:  # an idle process ended; the monitor makes another
             return
         result = self._result(slot, job.work.id)
-        out, err = (
-            capture.read(file, total) if total else b""
-            for file, total in zip(slot.files, (report.stdout, report.stderr), strict=False)
-        )
-        fault = os.pread(slot.files[2], 16384, 0) if report.fault else b""
-        for file, size in zip(slot.files, (report.stdout, report.stderr, report.fault), strict=True):
-            if size:
-                os.ftruncate(file, 0)
-        over = Over(job.work.id, result, report, "", out, err, fault, wall_s=time.monotonic() - slot.began)
+        wall = time.monotonic() - slot.began
+        if report.stdout or report.stderr or report.fault:
+            out, err, fault = slot.take_output(report)
+            over = Over(job.work.id, result, report, "", out, err, fault, wall_s=wall)
+        else:
+            over = Over(job.work.id, result, report, wall_s=wall)
         if report.id != job.work.id:
             lost = "" if report.verdict else "its process died before it began"
             self._drop(slot, lost, over)
@@ -442,7 +453,7 @@ class Host:
             if over is None and slot.over is not None:
                 over = slot.over
             if over is None:
-                over = Over(job.work.id, self._result(slot, job.work.id), None, lost, *slot.output())
+                over = Over(job.work.id, self._result(slot, job.work.id), None, lost, *slot.printed())
             elif lost and not started:
                 over = over._replace(lost=lost)
             if job.owned is not None:
@@ -466,7 +477,8 @@ class Host:
         last = log.strip().splitlines()[-1:] or [""]
         self._gone = f"the template interpreter ended with {how}. {last[0]}".strip()
         for slot in list(self._slots.values()):
-            self._hear_slot(slot)
+            while self._hear_slot(slot):
+                pass
             if slot.number in self._slots:
                 self._drop(slot, self._gone)
         self._news.append(Gone(self._gone + ("\n" + log if log.strip() else "")))

@@ -142,16 +142,12 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def children_of(pid: int) -> list[int]:
-    """Children of a single-threaded process."""
-    return [int(child) for child in _read(f"/proc/{pid}/task/{pid}/children").split()]
+class Children:
+    """Who the children of a single-threaded process are, this one by default: an entry leaves the list only when it
+    is reaped."""
 
-
-class OwnChildren:
-    """Who this (single-threaded) process's children are: an entry leaves the list only when we reap it."""
-
-    def __init__(self) -> None:
-        pid = os.getpid()
+    def __init__(self, pid: int = 0) -> None:
+        self.of = pid = pid or os.getpid()
         try:
             self._fd = _open(f"/proc/{pid}/task/{pid}/children")
         except OSError:
@@ -165,15 +161,20 @@ class OwnChildren:
 
     def pids(self) -> list[int]:
         if self._fd < 0:
-            return _children_by_scan(os.getpid())
+            return children_by_scan(self.of)
         data, at = b"", 0
         while part := os.pread(self._fd, 4096, at):
             data += part
             at += len(part)
         return [int(pid) for pid in data.split()]
 
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
-def _children_by_scan(parent: int) -> list[int]:
+
+def children_by_scan(parent: int) -> list[int]:
     """For kernels without the ``children`` files."""
     found = []
     for name in os.listdir("/proc"):
@@ -206,7 +207,7 @@ def reap() -> list[Reaped]:
         ended.append(Reaped(pid, status, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024))
 
 
-def end_tree(children: OwnChildren, keep: Iterable[int], roots: Iterable[int] = ()) -> list[Reaped]:
+def end_tree(children: Children, keep: Iterable[int], roots: Iterable[int] = ()) -> list[Reaped]:
     """Stop, kill and reap all our descendants but ``keep`` (and what descends from these).
 
     Nothing escapes by forking: whoever is stopped does not fork, and whatever was forked meanwhile is found
@@ -236,7 +237,7 @@ def _wait_for_end(seconds: float) -> None:
     signal.sigtimedwait((signal.SIGCHLD, signal.SIGUSR1), seconds)
 
 
-def _descendants(children: OwnChildren, spared: set[int]) -> list[int]:
+def _descendants(children: Children, spared: set[int]) -> list[int]:
     found: list[int] = []
     todo = [pid for pid in children.pids() if pid not in spared]
     while todo:

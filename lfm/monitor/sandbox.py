@@ -38,6 +38,18 @@ def own(path: str) -> Owned:
     return Owned(path, found.st_dev, found.st_ino)
 
 
+def make(path: str) -> Owned:
+    """A new directory, ours from the start; one that is there already is taken over if it is empty."""
+    if not os.path.isabs(path):
+        raise ValueError(f"a sandbox must be an absolute path: {path!r}")
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return own(path)
+    found = os.lstat(path)
+    return Owned(path, found.st_dev, found.st_ino)
+
+
 def remove(owned: Owned) -> int:
     """Remove it with all that it holds, whatever its modes; how many bytes that was.  A directory that is no
     longer the same one is left alone."""

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from lfm.monitor import call, linux, sandbox, wire
 from lfm.monitor.capture import Capture
 from lfm.monitor.forker import CloneForker, Ends, PlainForker
-from lfm.monitor.processes import OwnChildren, Reaped, children_of, end_tree, reap
+from lfm.monitor.processes import Children, Reaped, children_by_scan, end_tree, reap
 from lfm.monitor.watch import FIRST, Breach, Watch
 
 WARM_AT_MOST = 20.0  # seconds a forker may take to load a function
@@ -37,7 +37,8 @@ class Monitor:
         self.signals = linux.signalfd(SIGNALS)
         self.page = mmap.mmap(-1, mmap.PAGESIZE)
         self.stdout, self.stderr, self.fault = Capture(files[0]), Capture(files[1]), files[2]
-        self.children = OwnChildren()
+        self.children = Children()
+        self.inside: Children | None = None  # of the namespace's first process: orphans of the call
         self.poll = select.poll()
         private = (control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end, files[0], files[1])
         ends = Ends(
@@ -167,7 +168,20 @@ class Monitor:
         """Processes of the call that lost their parent and became ours."""
         known = (self._pid(), self.forker.pid, self.forker.init)
         found = [child for child in self.children.pids() if child not in known]
-        return found + children_of(self.forker.init) if self.forker.init else found
+        return found + self._orphans(self.forker.init) if self.forker.init else found
+
+    def _orphans(self, init: int) -> list[int]:
+        """Processes in the namespace whose parents have ended."""
+        if self.inside is None or self.inside.of != init:
+            if self.inside is not None:
+                self.inside.close()
+            self.inside = Children(init)
+        try:
+            return self.inside.pids()
+        except OSError:  # that process has ended; its number may be another's by now
+            self.inside.close()
+            self.inside = None
+            return children_by_scan(init)
 
     def _pid(self) -> int:
         return int(call.PAGE_PID.unpack_from(self.page, call.PAGE_PID_AT)[0])
@@ -256,7 +270,7 @@ class Monitor:
             return not [child for child in self.children.pids() if child not in (forker, init)]
         if not init:
             return self.children.raw() == (b"%d " % forker if forker else b"")
-        return self.children.raw() == b"%d %d " % (forker, init) and not children_of(init)
+        return self.children.raw() == b"%d %d " % (forker, init) and not self._orphans(init)
 
     def _end_all(self) -> list[Reaped]:
         """End every process of the call.  A namespace ends with its first process, and the forker with it; else

@@ -19,7 +19,7 @@ import traceback
 from typing import Any, NoReturn
 
 from lfm.monitor import answer, call, contain, linux
-from lfm.monitor.processes import OwnChildren, end_tree, reap
+from lfm.monitor.processes import Children, end_tree, reap
 from lfm.monitor.slot import SIGNALS, Monitor
 
 SLOT = struct.Struct("<BI")
@@ -44,6 +44,7 @@ def main(control_fd: int, settings: str) -> NoReturn:
     single = linux.threads() == 1
     config["clone"] = bool(config["clone"] and single and linux.can_clone())
     config["namespace"] = bool(config["clone"] and config["namespace"] and contain.namespaces_work())
+    call.rehearse()
     gc.collect()
     gc.disable()
     gc.freeze()
@@ -131,7 +132,7 @@ class Template:
         self.control = control
         self.config = config
         self.monitors: dict[int, int] = {}  # pid -> slot
-        self.children = OwnChildren()
+        self.children = Children()
 
     def run(self) -> NoReturn:
         import select

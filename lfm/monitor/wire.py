@@ -55,7 +55,7 @@ class Work(NamedTuple):
     code: str
     arguments: bytes | str  # a payload, or the file it lies in
     result: str
-    sandbox: str  # handed over empty, removed at the end; a command has none
+    sandbox: str  # made for it, removed at its end; a command has none
     overlay: str | None = None
     paths: tuple[str, ...] = ()  # added to the end of sys.path
     environ: dict[bytes, bytes] = {}  # noqa: RUF012 (nobody writes to it)

@@ -6,6 +6,7 @@ Every directory that could be removed is below ``tmp_path``; only processes that
 
 from __future__ import annotations
 
+import hashlib
 import os
 import select
 import shutil
@@ -60,10 +61,11 @@ class Bench:
     def start(self, fn: Callable[..., Any], *args: Any, limits: wire.Limits = wire.Limits(), **work: Any) -> int:  # noqa: B008
         self.last += 1
         number = self.last
-        code = self.folder / f"code-{abs(hash(fn))}"
-        code.write_bytes(b"".join(payload.pack(fn, cloudpickle.dumps)))
+        data = b"".join(payload.pack(fn, cloudpickle.dumps))
+        code = self.folder / f"code-{hashlib.sha256(data).hexdigest()}"
+        if not code.exists():  # else a forker may be reading it
+            code.write_bytes(data)
         sandbox = self.folder / f"sandbox-{number}"
-        sandbox.mkdir()
         given: dict[str, Any] = {"overlay": str(self.overlay), "id": number, "code": str(code), "sandbox": str(sandbox)}
         given["arguments"] = b"".join(payload.pack((args, {}), cloudpickle.dumps))
         given["result"] = str(self.result(number))
@@ -318,7 +320,7 @@ def test_output_is_there_while_the_call_runs(bench: Bench) -> None:
         time.sleep(60)
 
     number = bench.start(talk)
-    bench.until(lambda: b"early" in (bench.host.output(number) or (b"",))[0])
+    bench.until(lambda: (0, b"early\n") in bench.host.output(number)[:1])
     bench.host.kill(number)
     assert bench.end(number)[0] == Killed()
     assert bench.overs[number].stdout == b"early\n"

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from lfm.protocol import messages as m
 from lfm.protocol.outcomes import Blob, Inline, Lost, Payload, Returned
 from lfm_worker.core import commands as c
 from lfm_worker.core import events as e
@@ -70,7 +71,6 @@ class Interpreters:
             return  # it could not be started, and the core hears of it
         sandbox = self._home / "sandboxes" / str(command.call)
         try:
-            sandbox.mkdir(mode=0o700)
             template.start(self._as_call(command, sandbox))
         except OSError as error:
             reason = f"the worker cannot start it: {error}"
@@ -83,6 +83,15 @@ class Interpreters:
     def raise_limit(self, command: c.RaiseLimit) -> None:
         if (template := self._templates.get(command.template)) is not None:
             template.raise_limit(command.call, memory=command.memory)
+
+    def output(self, command: c.ReadOutput) -> m.OutputSoFar:
+        """What a running call has printed."""
+        asked, template = command.asked, self._templates.get(command.template)
+        found = template.output(command.call, asked.stdout_from, asked.stderr_from) if template is not None else []
+        if not found:  # it has just ended
+            return m.OutputSoFar(asked.number, asked.stdout_from, b"", asked.stderr_from, b"")
+        (stdout_from, stdout), (stderr_from, stderr) = found
+        return m.OutputSoFar(asked.number, stdout_from, stdout, stderr_from, stderr)
 
     def _as_call(self, command: c.StartCall, sandbox: Path) -> Call:
         return Call(

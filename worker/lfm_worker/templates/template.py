@@ -78,9 +78,10 @@ class Template:
     def raise_limit(self, id: int, *, memory: int) -> None:
         self._host.raise_memory(id, memory)
 
-    def output(self, id: int) -> tuple[bytes, bytes] | None:
-        """What a running call has printed so far: (stdout, stderr), bounded."""
-        return self._host.output(id)
+    def output(self, id: int, stdout_from: int = 0, stderr_from: int = 0) -> list[tuple[int, bytes]]:
+        """What a running call has printed from these positions on: (where it begins, bytes) of stdout and stderr,
+        bounded; [] if it runs no more."""
+        return self._host.output(id, stdout_from, stderr_from)
 
     def deadline(self) -> float | None:
         """When ``tick()`` is due (monotonic clock); None: not before something happens."""
