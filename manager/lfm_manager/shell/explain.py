@@ -94,9 +94,9 @@ def _ready(core: ManagerCore, task: Task, now: float) -> str:
     demand = scheduler.demand(queue)
     needs = core.needs(demand)
     able = [w for w in core.workers.values() if not w.draining and w.could(demand, now)]
+    barred = [f"{w.name}: {w.unusable[demand.digest]}" for w in core.workers.values() if demand.digest in w.unusable]
+    why = f"; {len(barred)} cannot use its environment: {barred[0]}" if barred else ""
     if not able:
-        reasons = [w.unusable[demand.digest] for w in core.workers.values() if demand.digest in w.unusable]
-        why = f"; {len(reasons)} cannot use its environment: {reasons[0]}" if reasons else ""
         return f"ready, and no worker is large enough: it needs {needs}; {core.largest_worker()}{why}"
     if task.alone:
         return f"ready; workers died while it ran ({task.tries.deaths}), so it waits for one to itself"
@@ -108,7 +108,7 @@ def _ready(core: ManagerCore, task: Task, now: float) -> str:
     held = " (its category has no result yet, so others go first)" if unseen else ""
     return (
         f"ready; it waits its turn{held}: it needs {needs}; {ahead} of its kind are before it, {others} others wait; "
-        f"{len(able)} of {len(core.workers)} workers could take it"
+        f"{len(able)} of {len(core.workers)} workers could take it{why}"
     )
 
 
