@@ -29,6 +29,14 @@ from lfm.protocol.codec import decode, encode
 from lfm.protocol.link import ACK, PING, Link
 from lfm.run import ConnectionFile
 
+HANDSHAKES = 8  # that fail before a dialer believes that it is not a manager of this run that answers
+_WATCHED = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
 
 class Dialer:
     """A client's, worker's or viewer's end."""
@@ -49,6 +57,7 @@ class Dialer:
         self._socket: zmq.Socket[bytes] | None = None
         self._monitors: dict[zmq.Socket[bytes], zmq.Socket[bytes]] = {}  # of each of these: what becomes of its connection
         self._knows_key = True
+        self._strangers: dict[zmq.Socket[bytes], int] = {}  # how often what answered there was not our manager
         self._pollers: list[zmq.Poller] = []
         self._heard = self._sent = time.monotonic()
         self._ack_due: float | None = None
@@ -98,6 +107,10 @@ class Dialer:
             if not self._knows_key:
                 raise ConnectionFailed(
                     f"the manager at {self._where()} does not know this key; use its present connection file"
+                )
+            if self._racers and all(self._strangers.get(one, 0) >= HANDSHAKES for one in self._racers):
+                raise ConnectionFailed(
+                    f"what answers at {self._where()} has not the keys of this connection file; is the file an old one?"
                 )
             self.tick()
         raise ConnectionFailed(f"no manager answers at {self._where()} (waited {timeout:.0f} s); see: lfm manager info")
@@ -149,10 +162,13 @@ class Dialer:
 
     def _watch(self) -> None:
         """What became of the connections: refused for the key, or closed (ZeroMQ dials again by itself)."""
-        for one in list(self._monitors.values()):
-            while readable(one):
-                if _event(one.recv_multipart()) == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        for one, monitor in list(self._monitors.items()):
+            while readable(monitor):
+                event = _event(monitor.recv_multipart())
+                if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     self._knows_key = False
+                elif event != zmq.EVENT_DISCONNECTED:
+                    self._strangers[one] = self._strangers.get(one, 0) + 1
                 elif self._socket is not None and self.lost_since is None:
                     self.lost_since = time.monotonic()  # until the next sign of life
 
@@ -261,7 +277,7 @@ class Dialer:
             one.setsockopt(zmq.CONNECT_TIMEOUT, 2_000)
             one.setsockopt(zmq.RECONNECT_IVL, random.randint(50, 250))  # many workers do not come back at once
             one.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
-            self._monitors[one] = one.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED)
+            self._monitors[one] = one.get_monitor_socket(_WATCHED)
             one.connect(address)
             self._racers.append(one)
             for poller in self._pollers:
@@ -290,6 +306,7 @@ class Dialer:
 
     def _drop(self, one: zmq.Socket[bytes]) -> None:
         monitor = self._monitors.pop(one)
+        self._strangers.pop(one, None)
         for poller in self._pollers:
             poller.unregister(one)
             poller.unregister(monitor)

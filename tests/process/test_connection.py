@@ -166,6 +166,15 @@ def test_unknown_key(pair: Pair) -> None:
     assert pair.listener.refusals > 0
 
 
+@pytest.mark.parametrize("which", ["server_key", "secret_key"])
+def test_keys_that_do_not_fit(pair: Pair, which: str) -> None:
+    wrong = zmq.curve_keypair()[which == "secret_key"].decode()
+    file = dataclasses.replace(find_run(pair.run.path, "client"), **{which: wrong})
+    with pytest.raises(ConnectionFailed, match="has not the keys of this connection file"):
+        pair.connect(file, client_hello())
+    assert pair.news == []
+
+
 def test_a_worker_key_cannot_submit(pair: Pair) -> None:
     with pytest.raises(ProtocolError, match="key is for a worker"):
         pair.connect(find_run(pair.run.path, "worker"), client_hello())
