@@ -399,16 +399,62 @@ class WorkerLeaving:
 
 
 Hello = ClientHello | WorkerHello | ViewerHello
+# ---------------------------------------------------------------- what a running call prints, when somebody asks
+
+
+@dataclass(frozen=True, slots=True)
+class AskOutput:
+    """Manager -> worker: what has this attempt printed from these positions on?"""
+
+    number: int
+    task: TaskId
+    attempt: int
+    stdout_from: int = 0
+    stderr_from: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSoFar:
+    """The answer to AskOutput.  Where a call printed much, its middle is gone: then ``_from`` is later than asked."""
+
+    number: int
+    stdout_from: int = 0
+    stdout: bytes = b""
+    stderr_from: int = 0
+    stderr: bytes = b""
+
+
+# ---------------------------------------------------------------- sessions that change hands (manager -> client)
+
+
+@dataclass(frozen=True, slots=True)
+class Yours:
+    """A call of your session that you did not submit: whoever had the session before did, or somebody said retry."""
+
+    task: TaskId
+    name: str  # of its function, for people
+    environment: EnvironmentKey
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTaken:
+    """Another client has come with your session's name: it has its calls from now on."""
+
+    host: str
+    pid: int
+
+
 FromClient = (
     DeclareEnvironment | DeclareFunction | Submit | Cancel | Kill | Release | EnvironmentProgress | EnvironmentMade
     | EnvironmentNotMade | Goodbye | Query | FetchBlob | BlobChunk | BlobMissing
 )
 ToClient = (
-    Started | Finished | Notice | MakeEnvironment | EnvironmentProgress | Capacity | Answer | FetchBlob | BlobChunk | BlobMissing
+    Started | Finished | Notice | MakeEnvironment | EnvironmentProgress | Capacity | Answer | Yours | SessionTaken | FetchBlob
+    | BlobChunk | BlobMissing
 )
 FromWorker = (
     CallStarted | CallEnded | LimitRaised | EnvironmentReady | EnvironmentUnusable | OfferChanged | WorkerLeaving
-    | SeekBlob | BlobSought | FetchBlob | BlobChunk | BlobMissing
+    | SeekBlob | BlobSought | OutputSoFar | FetchBlob | BlobChunk | BlobMissing
 )
-ToWorker = DefineFunction | Run | KillCall | Drain | ForgetBlob | BlobSource | FetchBlob | BlobChunk | BlobMissing
+ToWorker = DefineFunction | Run | KillCall | Drain | ForgetBlob | BlobSource | AskOutput | FetchBlob | BlobChunk | BlobMissing
 Message = Hello | Welcome | Refused | FromClient | ToClient | FromWorker | ToWorker

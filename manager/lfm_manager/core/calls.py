@@ -41,6 +41,7 @@ from lfm_manager.core.commands import (
 from lfm_manager.core.environments import Environments
 from lfm_manager.core.events import SavedTask
 from lfm_manager.core.functions import Built, Function, Unbuildable
+from lfm_manager.core.past import Past
 from lfm_manager.core.policy import Policy
 from lfm_manager.core.schedule import Placement, Scheduler
 from lfm_manager.core.sessions import Session
@@ -61,6 +62,7 @@ class Calls:
         self.functions: dict[FunctionId, Function] = {}
         self.categories: dict[str, Category] = {}
         self.finished = 0
+        self.past = Past(blobs)
         self._policy, self._sizes, self._scheduler = policy, sizes, scheduler
         self._blobs, self._environments, self._workers, self._out = blobs, environments, workers, out
         self._orders = 0
@@ -426,13 +428,15 @@ class Calls:
             self._stop_waiting(task)
             task.become(Failed(finished))
         self.finished += 1
-        for blob in task.blobs:
+        for blob in task.submit.blobs:
             self._blobs.leave(blob.digest)
         if task.session.over:
             self._forget(task)
         else:
             self._out.append(SaveResult(finished))
             self._tell(task, finished)
+        if isinstance(task.submit.arguments, Blob) and not self.past.hold(task):
+            self._blobs.leave(task.submit.arguments.digest)
 
     def _stop_waiting(self, task: Task) -> None:
         if isinstance(task.state, Waiting):
@@ -483,6 +487,7 @@ class Calls:
     def _tell(self, task: Task, message: m.Started | m.Finished) -> None:
         if task.session.peer is not None:
             self._out.append(TellClient(task.session.peer, message))
+        self.past.add(task)
 
 
 def result_blob(outcome: Outcome) -> Blob | None:

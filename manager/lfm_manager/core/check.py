@@ -104,6 +104,7 @@ def _check_blobs(core: ManagerCore) -> None:
             assert environment.state.peer in environment.clients
         if isinstance(environment.state, Away) and environment.state.peer is None:
             assert not environment.clients
+    users.update(blob.digest for blob in core.calls.past.kept.values())
     for session in core.clients.sessions.values():
         users.update(session.held)
     assert users == Counter({digest: known.users for digest, known in core.blobs.known.items()})

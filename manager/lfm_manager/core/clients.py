@@ -87,6 +87,7 @@ class Clients:
         for digest in session.held:
             self._blobs.leave(digest)
         session.held.clear()
+        self._calls.past.close(session.key)
         self._out.append(ForgetSession(session.key))
 
     def expire(self, now: float) -> None:

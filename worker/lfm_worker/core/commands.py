@@ -11,7 +11,7 @@ from lfm_worker.core.items import Item
 
 News = (
     m.CallStarted | m.CallEnded | m.LimitRaised | m.EnvironmentReady | m.EnvironmentUnusable | m.OfferChanged
-    | m.WorkerLeaving
+    | m.WorkerLeaving | m.OutputSoFar
 )
 
 
@@ -91,6 +91,15 @@ class RaiseLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadOutput:
+    """Tell the manager what a running call has printed so far."""
+
+    call: int
+    template: int
+    asked: m.AskOutput
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """Remove from the node's cache, unless another worker of the node uses it."""
 
@@ -112,6 +121,6 @@ class Leave:
 
 
 Command = (
-    Tell | Fetch | Prepare | StartTemplate | CloseTemplate | StartCall | StopCall | RaiseLimit | Drop | DropResult
-    | Leave
+    Tell | Fetch | Prepare | StartTemplate | CloseTemplate | StartCall | StopCall | RaiseLimit | ReadOutput | Drop
+    | DropResult | Leave
 )

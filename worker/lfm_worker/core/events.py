@@ -22,7 +22,7 @@ Cause = Literal["corrupt", "full", "gone", "other"]
 class Told:
     """The manager said this."""
 
-    message: m.DefineFunction | m.Run | m.KillCall | m.Drain | m.ForgetBlob
+    message: m.DefineFunction | m.Run | m.KillCall | m.Drain | m.ForgetBlob | m.AskOutput
 
 
 @dataclass(frozen=True, slots=True)

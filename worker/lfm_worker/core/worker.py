@@ -131,7 +131,9 @@ class WorkerCore:
 
     # ------------------------------------------------------------ what the manager says
 
-    def _told(self, message: m.DefineFunction | m.Run | m.KillCall | m.Drain | m.ForgetBlob, now: float) -> None:
+    def _told(
+        self, message: m.DefineFunction | m.Run | m.KillCall | m.Drain | m.ForgetBlob | m.AskOutput, now: float
+    ) -> None:
         match message:
             case m.DefineFunction():
                 self._functions[message.function] = message
@@ -150,9 +152,20 @@ class WorkerCore:
         """The manager has forgotten us; what its hello did not say by itself."""
         for call in self.calls.values():
             if call.began:
+            case m.AskOutput():
+                self._asked(message)
                 self._tell(m.CallStarted(call.run.task, call.run.attempt))
         if self.draining is not None:
             self._tell(m.OfferChanged(self.settings.offer, draining=True))
+    def _asked(self, asked: m.AskOutput) -> None:
+        """Somebody wants to see what a call prints."""
+        number = self._numbers.get((asked.task, asked.attempt))
+        call = self.calls[number] if number is not None else None
+        if number is not None and call is not None and isinstance(call.state, Placed):
+            self._out.append(c.ReadOutput(number, call.state.template, asked))
+        else:  # not begun, or over: its end is on its way
+            self._tell(m.OutputSoFar(asked.number, asked.stdout_from, b"", asked.stderr_from, b""))
+
 
     def _run(self, run: m.Run) -> None:
         if (run.task, run.attempt) in self._numbers:

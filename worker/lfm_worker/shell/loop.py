@@ -251,7 +251,7 @@ class Worker:
 
     def _said(self, message: m.Message) -> None:
         match message:
-            case m.DefineFunction() | m.Run() | m.KillCall() | m.Drain() | m.ForgetBlob():
+            case m.DefineFunction() | m.Run() | m.KillCall() | m.Drain() | m.ForgetBlob() | m.AskOutput():
                 self._handle(e.Told(message))
             case m.BlobChunk():
                 self._moved(*self._transfers.came(message))
@@ -325,6 +325,8 @@ class Worker:
             case c.Leave():
                 self._reason = command.reason
             case _:
+            case c.ReadOutput():
+                self._tell(self._interpreters.output(command))
                 assert_never(command)
 
     def _drop(self, item: Item) -> None:
