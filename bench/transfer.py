@@ -38,7 +38,7 @@ def where(folder: Path, workers: int, _: object = None) -> str:
     (folder / f"here-{os.urandom(8).hex()}").touch()  # process ids may be the same: each call may have its own space of them
     while len(list(folder.glob("here-*"))) < workers:
         time.sleep(0.05)
-    return os.getcwd()
+    return os.getcwd()  # noqa: PTH109
 
 
 def environment(size: int, folder: Path, cluster: LocalCluster) -> Path:
@@ -105,7 +105,7 @@ def _call(
     ex: Any, what: str, size: int, workers: int, folder: Path, cluster: LocalCluster
 ) -> tuple[Callable[[], Any], int]:
     """What submits a call, and how many bytes each worker has to fetch for it."""
-    asked: dict[str, Any] = {"category": "bench", "memory": "200MB", "cores": 1}
+    asked: dict[str, Any] = {"category": "bench", "memory": "200MB", "disk": "100MB", "cores": 1}
     if what == "put":
         handle = ex.put(os.urandom(size))
         return lambda: ex.options(**asked).submit(where, folder, workers, handle), size

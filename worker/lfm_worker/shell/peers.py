@@ -218,8 +218,8 @@ def own_address(addresses: tuple[str, ...]) -> str:
     OSError if there is none at all.
     """
     found = []
-    for address in addresses:
-        host = address.removeprefix("tcp://").rpartition(":")[0]
+    hosts = [address.removeprefix("tcp://").rpartition(":")[0] for address in addresses]
+    for host in filter(None, hosts):
         with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, 9))  # sends nothing; asks for the route
             found.append(str(probe.getsockname()[0]))
