@@ -142,6 +142,11 @@ def _work(file: Callable[[], Any], options: dict[str, Any], awaited: Path | None
         format_size(what.memory), what.gpus, "" if what.wall_time is None else f" for {format_duration(what.wall_time)}",
         connection.run, cache.root,
     )
+    if awaited is None and not (options["cores"] and options["memory"]) and (others := cache.neighbours()):
+        log.warning(
+            "on this node you have more workers (%s), and each offers all of it: divide it with --cores and --memory",
+            ", ".join(others),
+        )
     behaviour = loop.Options(
         connect_timeout=options["connect_timeout"], grace=options["grace"], on_manager_lost=options["on_manager_lost"],
         manager_lost_after=options["manager_timeout"], stdin_eof=options["stdin_eof"],

@@ -87,6 +87,11 @@ class Cache:
         for kind in ("environment", "overlay"):
             sweep_drafts(self.into(kind))
 
+    def neighbours(self) -> list[str]:
+        """Other workers of this user that live on this node now."""
+        sweep(self.workers)
+        return sorted(path.name for path in self.workers.iterdir() if (path / "owner").exists())
+
     def into(self, kind: Kind) -> Path:
         return self.root / f"{kind}s"
 
