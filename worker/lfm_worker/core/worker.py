@@ -145,18 +145,11 @@ class WorkerCore:
                 self._drain(message.reason, now)
             case m.ForgetBlob():
                 self._forget(message.digest)
+            case m.AskOutput():
+                self._asked(message)
             case _:
                 assert_never(message)
 
-    def _repeat(self) -> None:
-        """The manager has forgotten us; what its hello did not say by itself."""
-        for call in self.calls.values():
-            if call.began:
-            case m.AskOutput():
-                self._asked(message)
-                self._tell(m.CallStarted(call.run.task, call.run.attempt))
-        if self.draining is not None:
-            self._tell(m.OfferChanged(self.settings.offer, draining=True))
     def _asked(self, asked: m.AskOutput) -> None:
         """Somebody wants to see what a call prints."""
         number = self._numbers.get((asked.task, asked.attempt))
@@ -166,6 +159,13 @@ class WorkerCore:
         else:  # not begun, or over: its end is on its way
             self._tell(m.OutputSoFar(asked.number, asked.stdout_from, b"", asked.stderr_from, b""))
 
+    def _repeat(self) -> None:
+        """The manager has forgotten us; what its hello did not say by itself."""
+        for call in self.calls.values():
+            if call.began:
+                self._tell(m.CallStarted(call.run.task, call.run.attempt))
+        if self.draining is not None:
+            self._tell(m.OfferChanged(self.settings.offer, draining=True))
 
     def _run(self, run: m.Run) -> None:
         if (run.task, run.attempt) in self._numbers:

@@ -318,6 +318,8 @@ class Worker:
                 self._interpreters.kill(command)
             case c.RaiseLimit():
                 self._interpreters.raise_limit(command)
+            case c.ReadOutput():
+                self._tell(self._interpreters.output(command))
             case c.Drop():
                 self._drop(command.item)
             case c.DropResult():
@@ -325,8 +327,6 @@ class Worker:
             case c.Leave():
                 self._reason = command.reason
             case _:
-            case c.ReadOutput():
-                self._tell(self._interpreters.output(command))
                 assert_never(command)
 
     def _drop(self, item: Item) -> None:
