@@ -65,6 +65,8 @@ class Manager:
                     pass
                 case Said(peer, m.FetchBlob() as fetch):
                     self._serve(peer, fetch)
+                case Said(peer, m.SeekBlob(digest)):
+                    self.listener.send(peer, m.BlobSource(digest, None))
                 case Said(_, m.BlobChunk() as chunk):
                     self.received[chunk.digest] = self.received.get(chunk.digest, b"") + chunk.data
                 case Said(_, message):

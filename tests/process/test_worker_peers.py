@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,7 +209,22 @@ def test_a_source_that_cannot_be_dialled(run: Run, how: str) -> None:
     assert came_right(two)
 
 
-def test_a_source_that_never_takes_the_connection_or_stays_silent(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_whose_packets_are_lost(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers_module, "DIAL", 0.2)
+    two = run.worker()
+    two.seek()
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # whoever comes now gets no answer at all
+            other = stack.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(full.getsockname())
+        two.pull(m.Source(f"tcp://127.0.0.1:{full.getsockname()[1]}", run.file.public_key))
+        run.wait(lambda: two.said)
+    assert two.said == [m.SeekBlob(BLOB, len(DATA))]
+
+
+def test_a_source_that_takes_the_connection_and_stays_silent(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers_module, "DIAL", 0.2)
     monkeypatch.setattr(peers_module, "STALL", 0.2)
     two = run.worker()
