@@ -430,13 +430,13 @@ class Calls:
         self.finished += 1
         for blob in task.submit.blobs:
             self._blobs.leave(blob.digest)
+        if isinstance(task.submit.arguments, Blob) and not self.past.hold(task):
+            self._blobs.leave(task.submit.arguments.digest)
         if task.session.over:
             self._forget(task)
         else:
             self._out.append(SaveResult(finished))
             self._tell(task, finished)
-        if isinstance(task.submit.arguments, Blob) and not self.past.hold(task):
-            self._blobs.leave(task.submit.arguments.digest)
 
     def _stop_waiting(self, task: Task) -> None:
         if isinstance(task.state, Waiting):
@@ -480,6 +480,7 @@ class Calls:
     def _forget(self, task: Task) -> None:
         assert isinstance(task.state, Done | Failed)
         del self.tasks[task.id], task.session.tasks[task.id]
+        self.past.add(task)
         if (blob := result_blob(task.state.finished.outcome)) is not None:
             self._blobs.leave(blob.digest)
         self._out.append(ForgetTask(task.id))
@@ -487,7 +488,6 @@ class Calls:
     def _tell(self, task: Task, message: m.Started | m.Finished) -> None:
         if task.session.peer is not None:
             self._out.append(TellClient(task.session.peer, message))
-        self.past.add(task)
 
 
 def result_blob(outcome: Outcome) -> Blob | None:
