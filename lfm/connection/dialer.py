@@ -146,6 +146,7 @@ class Dialer:
         ProtocolError if the manager refused this session for good.
         """
         news, self._early = self._early, []
+        before = self._heard
         for one in self._sockets():
             while not one.closed:
                 try:
@@ -157,7 +158,8 @@ class Dialer:
                     self._choose(one)
                 news += self._take(packet)
         self._watch()
-        self.flush()
+        if self._heard != before:
+            self.flush()  # the window may have opened, and what waits rides along
         return news
 
     def _watch(self) -> None:

@@ -299,6 +299,7 @@ class Run:
     chunk: int = 0
     blobs: tuple[Blob, ...] = ()
     growth: int = 0  # bytes to which the worker may raise its memory in place; 0: it may not, a user set it
+    ahead: bool = False  # it takes the place of a short call that still runs; handed back if that takes long
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,7 +399,6 @@ class WorkerLeaving:
     reason: str
 
 
-Hello = ClientHello | WorkerHello | ViewerHello
 # ---------------------------------------------------------------- what a running call prints, when somebody asks
 
 
@@ -444,6 +444,7 @@ class SessionTaken:
     pid: int
 
 
+Hello = ClientHello | WorkerHello | ViewerHello
 FromClient = (
     DeclareEnvironment | DeclareFunction | Submit | Cancel | Kill | Release | EnvironmentProgress | EnvironmentMade
     | EnvironmentNotMade | Goodbye | Query | FetchBlob | BlobChunk | BlobMissing

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
 
@@ -93,6 +93,7 @@ class World:
         self.lanes: dict[tuple[PeerId, str], float] = {}  # when the last message of a direction arrives
         self.story: list[str] = []
         self.reset_store()
+        self.ahead_s = self.dice.choice([0.05, 30.0])  # calls here take seconds
         self.core = self.manager()
         self.blobs: set[Digest] = set()  # in the manager's store
         self.epoch = 0
@@ -105,7 +106,8 @@ class World:
         return Node(f"w{number}", Resources(cores, cores * self.dice.choice([1, 2, 4]) * GB, 10 * GB, self.dice.choice([0, 0, 2])))
 
     def manager(self) -> ManagerCore:
-        return ManagerCore({"memory": make("auto", "memory"), "disk": make("auto", "disk")}, POLICY)
+        policy = replace(POLICY, ahead_s=self.ahead_s)
+        return ManagerCore({"memory": make("auto", "memory"), "disk": make("auto", "disk")}, policy)
 
     # ------------------------------------------------------------ time
 
@@ -317,7 +319,7 @@ class World:
         answered = {t for p in self.people for t in p.answers}
         assert run.task not in answered, self.tale(f"{run.task} runs again after it was answered")
         held = node.calls[run.task, run.attempt] = Held(run, run.allocation)
-        if self.dice.random() < 0.03:
+        if self.dice.random() < (0.3 if run.ahead else 0.03):
             self.end_call(node, held, Lost("refused", started=False))
             return
         held.started = True

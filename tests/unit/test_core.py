@@ -568,6 +568,22 @@ def test_a_large_call_that_small_ones_keep_passing_gets_a_worker_reserved() -> N
     assert 3 <= done <= 12
 
 
+def test_short_calls_are_sent_ahead_of_their_room_unless_others_are_first() -> None:
+    desk = Desk(Policy(ahead=2, ahead_s=10.0))
+    desk.worker(cores=1)
+    for n in range(9):
+        desk.submit(f"s{n}")
+    desk.now = 1.0
+    assert [task for task, _, _ in runs(desk.ended("s0"))] == ["s1", "s2", "s3"]  # seen to be short
+    assert [task for task, _, _ in runs(desk.ended("s1"))] == ["s4"]
+    assert runs(desk.ended("s4", Lost("there was no room for it", started=False))) == []
+    assert isinstance(desk.state("s4"), Ready) and desk.core.calls.tasks[TaskId("s4")].attempts == ()
+    assert runs(desk.ended("s3", Lost("there was no room for it", started=False))) == []  # not before one has ended
+    desk.client(PeerId(2), "other")
+    desk.submit("first", Request(cores=1, memory=2 * GB, disk=0), PeerId(2), category="unknown")
+    assert runs(desk.ended("s2"))[0] == ("first", 1, W1)  # whose client has fewer
+
+
 def test_draining_workers_take_no_more() -> None:
     desk = Desk()
     desk.worker()

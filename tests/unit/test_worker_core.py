@@ -16,7 +16,7 @@ from lfm_worker.core import events as e
 from lfm_worker.core.items import Item, evict
 from lfm_worker.core.outbox import KEEP_S, Outbox
 from lfm_worker.core.room import Room
-from lfm_worker.core.worker import Settings, WorkerCore
+from lfm_worker.core.worker import QUIET, TOO_LONG, Settings, WorkerCore
 
 GB = 10**9
 ENV = Blob(Digest("e" * 64), 30_000_000)
@@ -72,7 +72,9 @@ def test_first_call_of_a_function_from_tarball_to_end() -> None:
         ),
     ]
     assert core.running() == (m.Running(TaskId("t-1"), 1, Resources(1.0, GB), started=False),)
-    assert core.handle(e.CallBegan(1), 3.1) == [c.Tell(m.CallStarted(TaskId("t-1"), 1))]
+    assert core.handle(e.CallBegan(1), 3.1) == []  # it may have ended before the manager hears
+    assert core.deadline() == 3.1 + QUIET
+    assert core.handle(e.Ticked(), 3.1 + QUIET) == [c.Tell(m.CallStarted(TaskId("t-1"), 1))]
     usage = Usage(wall_s=1.0)
     assert core.handle(e.CallStopped(1, DONE, usage, b"out", b"err"), 4.0) == [
         c.Tell(m.CallEnded(TaskId("t-1"), 1, DONE, usage, b"out", b"err"))
@@ -258,6 +260,19 @@ class TestTrouble:
         commands = core.handle(e.Told(run(3)), 3.0)
         assert [type(command) for command in commands] == [c.StartTemplate, c.StartCall]
         assert commands[0] == c.StartTemplate(2, ENV.digest, ("numpy",))
+
+    def test_what_was_sent_ahead_starts_when_there_is_room_and_else_is_handed_back(self) -> None:
+        core = warm()
+        for n in (1, 2):
+            core.handle(e.Told(run(n)), 1.0)
+        for n in (3, 4):
+            assert core.handle(e.Told(run(n, ahead=True)), 1.0) == []
+        assert core.ahead == 2
+        commands = core.handle(e.CallStopped(2, DONE, None), 1.1)
+        assert started(commands) == [4] and core.ahead == 1
+        assert core.deadline() == 1.0 + TOO_LONG
+        assert core.handle(e.Ticked(), 1.0 + TOO_LONG) == [lost(4, "there was no room for it")]
+        assert core.ahead == 0
 
     def test_an_interpreter_that_never_runs_a_call_is_given_up(self) -> None:
         core = fresh()

@@ -208,7 +208,7 @@ class Calls:
         self._scheduler.remove(task, now)
         task.attempt += 1
         gpus = tuple(worker.free_devices[: demand.gpus])
-        task.become(Placed(worker.peer, task.attempt, allocation, gpus, now))
+        task.become(Placed(worker.peer, task.attempt, allocation, gpus, now, None, placement.ahead))
         self._hold(task, worker, allocation, gpus)
         self._out.append(SaveAttempt(task.id, task.attempt, worker.hello.session))
         if submit.function not in worker.functions:
@@ -217,7 +217,7 @@ class Calls:
             self._blobs.known[blob.digest].told[worker.peer] = None
         self._out.append(TellWorker(worker.peer, m.Run(
             task.id, task.attempt, submit.function, submit.arguments, allocation, gpus, submit.request.processes,
-            submit.chunk, submit.blobs, self._sizes.growth(task, allocation),
+            submit.chunk, submit.blobs, self._sizes.growth(task, allocation), placement.ahead,
         )))
 
     def _define(self, worker: Worker, function: Function, tarball: Blob) -> None:
@@ -258,7 +258,7 @@ class Calls:
 
     def started(self, task: Task, placed: Placed, now: float) -> None:
         if placed.started is None:
-            task.become(Placed(placed.worker, placed.attempt, placed.allocation, placed.gpus, placed.since, now))
+            task.become(replace(placed, started=now, ahead=False))
             worker = self._workers[placed.worker]
             self._tell(task, m.Started(task.id, placed.attempt, worker.name, placed.allocation))
 
@@ -276,6 +276,11 @@ class Calls:
     def ended(self, task: Task, placed: Placed, ended: m.CallEnded, now: float) -> None:
         """An attempt is over: finish the call, fetch its result first, or run it again."""
         worker = self._let_go(task, placed)
+        if placed.ahead and isinstance(ended.outcome, Lost) and not (ended.outcome.started or task.wanted):
+            worker.stuck = True  # the call before it is longer than its like
+            self._await(task, now)
+            return
+        worker.stuck = False
         worker.ended += 1
         self._record(task, placed, worker, ended.outcome, ended.usage, now)
         worker.failures_in_a_row = worker.failures_in_a_row + 1 if isinstance(ended.outcome, Lost) else 0
@@ -447,7 +452,9 @@ class Calls:
     def _record(
         self, task: Task, placed: Placed, worker: Worker, outcome: Outcome, usage: Usage | None, now: float
     ) -> None:
-        started = placed.started if placed.started is not None else placed.since
+        started = placed.started
+        if started is None:  # a short call's start is not told of
+            started = max(placed.since, now - usage.wall_s) if usage is not None else placed.since
         epoch = self._policy.epoch
         attempt = Attempt(
             placed.attempt, worker.name, worker.hello.host, placed.allocation, usage, epoch + started, epoch + now,

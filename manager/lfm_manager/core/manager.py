@@ -45,7 +45,7 @@ class ManagerCore:
         self.spread = Spread(self.workers, self._out)
         self.blobs = Blobs(self.spread, self._out)
         self.environments = Environments(self.blobs, self._out)
-        self.scheduler = Scheduler(self.workers, self._demand, patience=policy.patience, probes=policy.probes)
+        self.scheduler = Scheduler(self.workers, self._demand, policy)
         self.calls = Calls(
             policy, self.sizes, self.scheduler, self.blobs, self.environments, self.workers, self._out
         )

@@ -13,6 +13,8 @@ class Policy:
     deaths_before_alone: int = 2  # workers that died under a call, after which it runs alone to see if it was the cause
     failures_before_aside: int = 8  # calls in a row that came to nothing, after which a worker is set aside
     probes: int = 2  # calls in flight of a category without a result, while other work is ready
+    ahead: int = 8  # calls for each core of a worker that are sent before there is room, where calls are short
+    ahead_s: float = 0.05  # for how long such a call should have to wait there at most
     patience: float = 30.0  # how long a call may be passed by others before a worker is reserved for it
     client_grace: float = 300.0  # a client's calls outlive its silence
     retention: float = 7 * 86400.0  # a named or detached session waits so long for its client

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from lfm.protocol.ids import Digest, PeerId
+from lfm_manager.core.policy import Policy
 from lfm_manager.core.queues import Queue, QueueKey, Rank, queue_key
 from lfm_manager.core.sessions import Session
 from lfm_manager.core.tasks import Task
@@ -29,6 +30,7 @@ class Placement:
     task: Task
     worker: Worker
     demand: Demand
+    ahead: bool = False  # there is no room yet, but soon
 
 
 COMPARED = 32  # workers that fit, of which the best is taken
@@ -39,11 +41,12 @@ class Scheduler:
     """The queues, and what is known of their heads.  Who places a call tells the worker's books before the next."""
 
     def __init__(
-        self, workers: dict[PeerId, Worker], demand: Callable[[Task], Demand], *, patience: float, probes: int
+        self, workers: dict[PeerId, Worker], demand: Callable[[Task], Demand], policy: Policy
     ) -> None:
         self.workers = workers
         self._demand_of = demand
-        self._patience, self._probes = patience, probes
+        self._policy = policy
+        self._patience, self._probes = policy.patience, policy.probes
         self.queues: dict[QueueKey, Queue] = {}
         self.epoch = 0  # changes when the workers' sizes change, and with them what is predicted
         self.placed = 0
@@ -171,10 +174,15 @@ class Scheduler:
         """One after the other; take the room and the call out before asking for the next."""
         self._reserve(now)
         while self._freed or self._woken:
+            filled: list[Worker] = []
             while self._freed:
-                yield from self._fill(self._freed.pop(min(self._freed)), now)
+                filled.append(self._freed.pop(min(self._freed)))
+                yield from self._fill(filled[-1], now)
             for held in (False, True):
                 yield from self._spread(now, held)
+            for worker in filled:
+                while (queue := self._short(worker, now)) is not None:
+                    yield self._take(queue, worker, ahead=True)
 
     def _fill(self, worker: Worker, now: float) -> Iterator[Placement]:
         """Give a worker's room to the queues, the first in order that fits."""
@@ -191,6 +199,21 @@ class Scheduler:
             for queue in self._order(session.key):
                 if (held or not self._is_held(queue)) and worker.fits(self.demand(queue), now):
                     return queue
+        return None
+
+    def _short(self, worker: Worker, now: float) -> Queue | None:
+        """The queue that is next on a worker, if its calls are so short that to ask for each costs more than they do.
+
+        They hold up others for a moment, but nobody who goes first: what is next is taken, or nothing.
+        """
+        if self.reserved is not None or worker.free_millicores >= worker.millicores:
+            return None
+        for session in sorted(self._sessions.values(), key=_share):
+            for queue in self._order(session.key):
+                if worker.could(self.demand(queue), now):
+                    mean = queue.category.mean_wall
+                    depth = min(self._policy.ahead, int(self._policy.ahead_s / mean)) if mean else 0
+                    return queue if worker.fits_ahead(self.demand(queue), depth, now) else None
         return None
 
     def _order(self, session: str) -> list[Queue]:
@@ -212,12 +235,12 @@ class Scheduler:
                 else:
                     yield self._take(queue, worker)
 
-    def _take(self, queue: Queue, worker: Worker) -> Placement:
+    def _take(self, queue: Queue, worker: Worker, ahead: bool = False) -> Placement:
         self.placed += 1
         self._tops.setdefault(queue.key.session, _Tops()).placed(queue.rank())
         if self.reserved is not None and self.reserved[0] is queue:
             self._free_reserved()
-        return Placement(queue.head, worker, self.demand(queue))
+        return Placement(queue.head, worker, self.demand(queue), ahead)
 
     def _best(self, demand: Demand, queue: Queue, now: float) -> Worker | None:
         """Of the workers with room: one that holds the environment; then the one with most free memory.

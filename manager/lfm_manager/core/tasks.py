@@ -45,6 +45,7 @@ class Placed:
     gpus: tuple[str, ...]
     since: float
     started: float | None = None
+    ahead: bool = False  # it waits there until a short call has made room
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class Worker:
     unusable: dict[Digest, str] = field(default_factory=dict)
     functions: set[FunctionId] = field(default_factory=set)
     draining: str = ""  # why it takes no more
+    stuck: bool = False  # it handed back a call that was sent ahead, and none has ended since
     failures_in_a_row: int = 0
     ended: int = 0
 
@@ -98,6 +99,14 @@ class Worker:
             and demand.digest not in self.unusable
             and (self.ends is None or demand.wall_time <= self.ends - now)
             and not (demand.alone and self.running)
+        )
+
+    def fits_ahead(self, demand: Demand, depth: int, now: float) -> bool:
+        """Whether it fits as soon as one of the short calls here has ended: the cores are all that it lacks."""
+        return (
+            -depth * self.millicores <= self.free_millicores - demand.millicores < 0
+            and not (self.exclusive or self.draining or self.stuck or demand.gpus or demand.alone)
+            and self.could(demand, now)
         )
 
     def take(self, task: TaskId, amount: Resources, gpus: tuple[str, ...], *, alone: bool, grows: bool) -> None:

@@ -36,12 +36,13 @@ class Call:
     function: m.DefineFunction
     needs: frozenset[Item]
     allocation: Resources  # as it is now: its memory may have been raised
+    since: float  # when it came
     state: Waiting | Placed = field(default_factory=Waiting)
     doomed: str = ""
 
     @classmethod
-    def of(cls, run: m.Run, function: m.DefineFunction) -> Call:
-        return cls(run, function, frozenset(_needs(run, function)), run.allocation)
+    def of(cls, run: m.Run, function: m.DefineFunction, now: float) -> Call:
+        return cls(run, function, frozenset(_needs(run, function)), run.allocation, now)
 
     @property
     def environment(self) -> Digest:

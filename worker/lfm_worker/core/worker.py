@@ -22,6 +22,8 @@ from lfm_worker.core.pool import FUTILE, Pool
 from lfm_worker.core.room import Room
 from lfm_worker.core.stock import Stock
 
+QUIET = 0.02  # seconds that a call runs before that is worth a word: many have ended by then
+TOO_LONG = 0.5  # that a call which was sent ahead waits for room, before it is handed back
 STEP_SHARE, STEP_LEAST = 0.1, 64 << 20  # by how much a limit grows at a time: of itself, and bytes
 
 
@@ -63,6 +65,9 @@ class WorkerCore:
         self._unusable: dict[Digest, str] = {}
         self._results: dict[Digest, int] = {}  # announced, not yet forgotten: how many calls returned it
         self._last = 0
+        self._untold: dict[int, float] = {}  # calls that began, and when to say so
+        self.ahead = 0  # calls that have all but room: the manager need not hurry
+        self._hand_back: float | None = None  # when the first of them has waited too long
         self._idle_since: float | None = None
         self._out: list[c.Command] = []
 
@@ -89,7 +94,7 @@ class WorkerCore:
             case e.CacheScanned():
                 self._scanned(event.held)
             case e.CallBegan():
-                self._began(event.call)
+                self._began(event.call, now)
             case e.CallStopped():
                 self._stopped(event, now)
             case e.LimitNeared():
@@ -110,7 +115,9 @@ class WorkerCore:
 
     def deadline(self) -> float | None:
         """When a Ticked is due at the latest, if nothing happens before."""
-        settings, times = self.settings, []
+        settings, times = self.settings, [next(iter(self._untold.values()))] if self._untold else []
+        if self._hand_back is not None:
+            times.append(self._hand_back)
         if self.draining is None and settings.end is not None:
             times.append(settings.end - settings.margin)
         if self.draining is not None and self.draining.until is not None:
@@ -138,7 +145,7 @@ class WorkerCore:
             case m.DefineFunction():
                 self._functions[message.function] = message
             case m.Run():
-                self._run(message)
+                self._run(message, now)
             case m.KillCall():
                 self._kill((message.task, message.attempt), now)
             case m.Drain():
@@ -161,13 +168,14 @@ class WorkerCore:
 
     def _repeat(self) -> None:
         """The manager has forgotten us; what its hello did not say by itself."""
+        self._untold.clear()
         for call in self.calls.values():
             if call.began:
                 self._tell(m.CallStarted(call.run.task, call.run.attempt))
         if self.draining is not None:
             self._tell(m.OfferChanged(self.settings.offer, draining=True))
 
-    def _run(self, run: m.Run) -> None:
+    def _run(self, run: m.Run, now: float) -> None:
         if (run.task, run.attempt) in self._numbers:
             return  # said again after a cut
         function = self._functions.get(run.function)
@@ -181,7 +189,7 @@ class WorkerCore:
             return
         self._last += 1
         self._numbers[run.task, run.attempt] = self._last
-        self.calls[self._last] = Call.of(run, function)
+        self.calls[self._last] = Call.of(run, function, now)
 
     def _kill(self, attempt: tuple[TaskId, int], now: float) -> None:
         number = self._numbers.get(attempt)
@@ -261,12 +269,12 @@ class WorkerCore:
 
     # ------------------------------------------------------------ calls begin and end
 
-    def _began(self, number: int) -> None:
+    def _began(self, number: int, now: float) -> None:
         call = self.calls.get(number)
         if call is not None and isinstance(call.state, Placed) and not call.began:
             call.state = Placed(call.state.template, began=True)
             self.pool.began(call.state.template)
-            self._tell(m.CallStarted(call.run.task, call.run.attempt))
+            self._untold[number] = now + QUIET
 
     def _stopped(self, event: e.CallStopped, now: float) -> None:
         call = self.calls.get(event.call)
@@ -284,6 +292,7 @@ class WorkerCore:
         stdout: bytes = b"", stderr: bytes = b"",
     ) -> None:
         call = self.calls.pop(number)
+        self._untold.pop(number, None)
         del self._numbers[call.run.task, call.run.attempt]
         self.room.give_back(number)
         if isinstance(call.state, Placed) and now is not None:
@@ -345,9 +354,8 @@ class WorkerCore:
         if self.left:
             return
         self._watch_the_end(now)
-        for number in [n for n, call in self.calls.items() if isinstance(call.state, Waiting)]:
-            if self._provide(self.calls[number]):
-                self._start(number, now)
+        self._announce(now)
+        self._start_all(now)
         for template in self.pool.superfluous(now, self.settings.template_idle, self.settings.templates_kept):
             self._close_template(template)
         busy = self.calls or self._results
@@ -357,6 +365,25 @@ class WorkerCore:
             self._drain(f"idle for {timeout:g} s", now)
         if self.draining is not None and not self.calls and (not self._results or self._overdue(now)):
             self._leave(self.draining.reason)
+
+    def _announce(self, now: float) -> None:
+        """Say which calls run, of those that have for a while."""
+        while self._untold and (number := next(iter(self._untold))) and self._untold[number] <= now:
+            del self._untold[number]
+            run = self.calls[number].run
+            self._tell(m.CallStarted(run.task, run.attempt))
+
+    def _start_all(self, now: float) -> None:
+        """Start what can start; hand back what was sent ahead and waits in vain."""
+        self.ahead, self._hand_back = 0, None
+        for number, call in [(n, call) for n, call in self.calls.items() if isinstance(call.state, Waiting)]:
+            if (call.needs <= self.stock.ready or self._provide(call)) and not self._start(number, now):
+                due = call.since + TOO_LONG if call.run.ahead else None
+                if due is not None and now >= due:
+                    self._end(number, Lost("there was no room for it", started=False), now)
+                    continue
+                self.ahead += 1
+                self._hand_back = self._hand_back or due
 
     def _watch_the_end(self, now: float) -> None:
         settings = self.settings
@@ -399,17 +426,18 @@ class WorkerCore:
         self.stock.coming.add(item)
         self._out.append(c.Prepare(item, data))
 
-    def _start(self, number: int, now: float) -> None:
+    def _start(self, number: int, now: float) -> bool:
         call = self.calls[number]
         grant = self.room.take(number, call.run.allocation)
         if grant is None:
-            return
+            return False
         template = self.pool.pick(call.environment, call.function.preload)
         if template is None:
             template = self._start_template(call.environment, now)
         call.state = Placed(template)
         self.pool.enter(template, number)
         self._out.append(call.start(number, template, grant, gpus=bool(self.settings.gpu_devices)))
+        return True
 
     def _start_template(self, environment: Digest, now: float) -> int:
         wanted = {p for f in self._functions.values() if f.environment.digest == environment for p in f.preload}

@@ -7,6 +7,7 @@ waits for a disk, a child or the network: each of these is a descriptor in the p
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import signal
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 FAREWELL = 10.0  # seconds that the last messages may take
 SILENCE = 3.0  # seconds of them without a sign of the manager
 RETRY_ORPHANS = 0.05
+TOGETHER = 0.01  # seconds that the end of a call may wait for others
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Worker:
         self._terminated = False
         self._orphans = False
         self._look_at = 0.0
+        self._speak_at = math.inf  # when what is to be said has waited long enough
         self._reason: str | None = None  # why it left
         self._lost: float | None = None  # since when the manager is, as it was last said
         self._cut = False  # and there is nobody to tell
@@ -132,11 +135,13 @@ class Worker:
             self._moved(*self._transfers.look())
         if self._orphans:
             self._orphans = not kill_orphans(self._known())
-        self._dialer.flush()
+        if not self._core.ahead or self._speak_at <= time.monotonic():
+            self._dialer.flush()
+            self._speak_at = math.inf
 
     def _deadline(self) -> float:
         now = time.monotonic()
-        due = [self._dialer.deadline(), now + 3600.0]
+        due = [self._dialer.deadline(), self._speak_at, now + 3600.0]
         if (core := self._core.deadline()) is not None:
             due.append(core)
         if (interpreters := self._interpreters.deadline()) is not None:
@@ -276,6 +281,8 @@ class Worker:
         self._handle(e.Welcomed(resumed=False))
 
     def _tell(self, message: m.Message) -> None:
+        """It leaves with this turn; the end of a call with others, where the next ones are here already."""
+        self._speak_at = min(self._speak_at, time.monotonic() + (TOGETHER if isinstance(message, m.CallEnded) else 0.0))
         self._dialer.send(message)
         self._outbox.said(message)
 
