@@ -15,11 +15,12 @@ from lfm.monitor.wire import Limits
 FIRST = 0.010  # seconds between looks: grows by GROWTH up to SLOWEST
 GROWTH = 1.25
 SLOWEST = 1.0
-NEAR_SLOWEST = 0.100  # above half of the memory limit
-FILL_RATE = 1.5e9  # bytes/s that one thread can touch
+FILL_RATE = 1.5e9  # bytes/s that one core can touch: looks are close enough that a limit is not overrun by much
+SHARE = 1000  # looks may take one part in so many of the time, ...
+CREDIT = 0.0018  # ... and this many CPU seconds at first; but a near memory limit goes before
 DISK_SHARE = 100  # a walk of the sandbox may take one part in so many of the time
 NEARLY = 0.95
-EXACT_SHARE = 300  # exact looks at memory may take one part in so many of the time
+EXACT_SHARE = 1000  # exact looks at memory may take one part in so many of the time
 UNSURE = 1 << 20  # bytes between the bounds from which an exact look is worth it
 
 
@@ -58,6 +59,9 @@ class Watch:
     _interval: float = FIRST
     _cpu: dict[int, float] = field(default_factory=dict)
     _looked: float = 0.0
+    _cpu_before: float = field(default_factory=time.process_time)
+    _spent: float = 0.0  # CPU seconds since
+    _cores: int = 0  # that it may use; 0: not asked yet
     _disk_at: float = 0.0
     _exact_at: float = 0.0
     _exact: int = 0
@@ -163,11 +167,23 @@ class Watch:
 
     def _schedule(self, memory: int, now: float) -> None:
         wait = self._interval = min(SLOWEST, self._interval * GROWTH)
+        spent = time.process_time() - self._cpu_before
+        affordable = self.started + SHARE * (2 * spent - self._spent - CREDIT)  # as the next costs what this one did
+        self._spent = spent
+        wait = min(SLOWEST, max(wait, affordable - now))
         if limit := self.limits.memory:
-            if memory > limit / 2:
-                wait = min(wait, NEAR_SLOWEST)
-            wait = max(FIRST, min(wait, (limit - memory) / (FILL_RATE * max(1, self.peaks.threads))))
+            writers = min(self.peaks.threads, self._usable_cores())
+            wait = max(FIRST, min(wait, (limit - memory) / (FILL_RATE * max(1, writers))))
         self.next_look = now + wait
+
+    def _usable_cores(self) -> int:
+        """How many of its threads can run at a time."""
+        if not self._cores:
+            try:
+                self._cores = len(os.sched_getaffinity(self.pid))
+            except OSError:
+                return os.cpu_count() or 1
+        return self._cores
 
 
 @functools.cache
