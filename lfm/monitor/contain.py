@@ -74,6 +74,19 @@ def cgroup() -> str:
     return ""
 
 
+def oom_kills() -> int:
+    """How often the kernel ended a process for want of memory: in our own cgroup where it tells, else on the node."""
+    for line in _lines("/proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        told = f"/sys/fs/cgroup/memory{path}/memory.oom_control" if controllers else f"/sys/fs/cgroup{path}/memory.events"
+        for name, _, number in (one.partition(" ") for one in _lines(told)):
+            if name == "oom_kill":
+                return int(number)
+    return next((int(line.split()[1]) for line in _lines("/proc/vmstat") if line.startswith("oom_kill ")), 0)
+
+
 def _lines(path: str) -> list[str]:
     try:
         with open(path) as file:

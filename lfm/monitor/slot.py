@@ -14,7 +14,7 @@ import socket
 import time
 from typing import Any, NoReturn
 
-from lfm.monitor import call, linux, sandbox, wire
+from lfm.monitor import call, contain, linux, sandbox, wire
 from lfm.monitor.capture import Capture
 from lfm.monitor.forker import CloneForker, Ends, PlainForker
 from lfm.monitor.processes import Children, Reaped, children_by_scan, end_tree, reap
@@ -53,6 +53,7 @@ class Monitor:
         self.stray_cpu = 0.0
         self.last = 0  # the call that was reported last
         self.io = b""
+        self.oom_kills = contain.oom_kills()
         self.warm = b""  # what the forker is to load before the next process
         self.warming = 0.0  # until when it may take to do so
 
@@ -132,6 +133,7 @@ class Monitor:
         id, began, limits, folder = wire.read_watch(data)
         if id == self.last or self.watch is not None:
             return  # it has ended meanwhile
+        self.oom_kills = contain.oom_kills()
         self.watch = Watch(began, limits, folder)
 
     def _has_begun(self, watch: Watch, now: float) -> bool:
@@ -248,6 +250,8 @@ class Monitor:
             for one in self._end_all():
                 flags |= wire.STRAY
                 self.stray_cpu += one.cpu
+        if over.status == signal.SIGKILL and not breach and contain.oom_kills() > self.oom_kills:
+            flags |= wire.OUT_OF_MEMORY
         if self.printed or self.muted or flags & wire.STRAY or breach or over.status:
             for stream in (self.stdout, self.stderr):
                 while stream.pump():

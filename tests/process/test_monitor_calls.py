@@ -447,6 +447,30 @@ def test_crashes_leave_a_dump(bench: Bench, fn: Callable[[], None], number: int)
     bench.well()
 
 
+def test_the_kernels_want_of_memory_is_said(tmp_path: Path) -> None:
+    """In a group with little memory of its own, which the template is moved to before it forks anything."""
+    ours = next((line for line in Path("/proc/self/cgroup").read_text().splitlines() if ":memory:" in line), "::/")
+    group = Path("/sys/fs/cgroup/memory" + ours.split(":", 2)[2]) / f"lfm-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("no memory groups can be made here")
+    bench = Bench(tmp_path)
+    try:
+        (group / "memory.limit_in_bytes").write_text("200000000")
+        (group / "cgroup.procs").write_text(str(bench.host.pid))
+        bench.until(lambda: bool(bench.host.told))
+        outcome = bench.run(lambda: len(bytearray(400_000_000)))
+        assert isinstance(outcome, Crashed) and outcome.signal == signal.SIGKILL
+        assert "out of memory" in outcome.hint
+        outcome = bench.run(lambda: os.kill(os.getpid(), signal.SIGKILL))
+        assert isinstance(outcome, Crashed) and not outcome.hint
+        bench.well()
+    finally:
+        bench.host.close()
+        group.rmdir()
+
+
 def test_leaving_by_exit_code(bench: Bench) -> None:
     assert bench.run(os._exit, 3) == Crashed(None, 3)
     outcome = bench.run(os._exit, 0)
