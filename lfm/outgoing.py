@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from lfm.function import sent
 from lfm.function.pack import Packed, Packer
 from lfm.options import Options
 from lfm.protocol.ids import Digest, EnvironmentKey, FunctionId, TaskId
@@ -85,6 +86,7 @@ class Outgoing:
                 packed.function, packed.name, packed.category, key, self.spool.payload(packed.code, 0),
                 None if packed.overlay is None else self.spool.payload([packed.overlay], 0), packed.preload,
             )
+            sent.note(key, packed.name, packed.overlay)
             described = self.described[packed.function] = Described(environment, function, options, packed)
             return described
 

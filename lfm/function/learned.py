@@ -17,7 +17,10 @@ MANY = 2000  # functions; the oldest are forgotten first
 
 
 def cache_root() -> Path:
-    return Path(os.environ.get("LFM_CACHE") or Path.home() / ".cache" / "lfm")
+    """``$LFM_CACHE``, else ``$XDG_CACHE_HOME/lfm``, else ``~/.cache/lfm``: where the environments are."""
+    if chosen := os.environ.get("LFM_CACHE"):
+        return Path(chosen).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "lfm"
 
 
 class Learned:

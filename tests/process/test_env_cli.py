@@ -64,6 +64,7 @@ def test_from_a_function_to_its_environment_and_back(place: Path) -> None:
     assert "msgpack" in lfm(place, "list")
 
     plain = json.loads(lfm(place, "pack", "model.py:plain", "--json"))
+    assert plain["overlay"] == json.loads(lfm(place, "show", plain["id"], "--json"))["overlay"] == ["helper.py"]
     difference = json.loads(lfm(place, "diff", plain["id"], found["id"], "--json"))
     assert [(d["name"], d["a"]) for d in difference["distributions"]] == [("msgpack", None)]
     assert lfm(place, "export", found["id"]).splitlines()[1].startswith("msgpack==")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lfm.cli.common import duration, fail, json_option, print_json, print_table, size
+from lfm.function import sent
+from lfm.function.sent import own_files
 
 if TYPE_CHECKING:
     from lfm.function.plan import Plan
@@ -89,15 +91,12 @@ def pack(
     packed = _packed(function, imports, exclude, as_module)
     _print_warnings(packed.warnings)
     built = _build(packed.plan)
+    sent.note(built.key, packed.name, packed.overlay)
     if output is not None:
         _copy(built.path, output)
     if as_json:
-        overlay = _overlay_names(packed.overlay)
-        print_json(
-            {"schema": "lfm.env.pack/1"}
-            | _shown(built)
-            | {"overlay": overlay, "output": str(output or built.path)}
-        )
+        own = {"overlay": own_files(packed.overlay), "output": str(output or built.path)}
+        print_json({"schema": "lfm.env.pack/1"} | _shown(built) | own)
         return
     _print_summary(built)
     click.echo(str(output or built.path))
@@ -230,6 +229,8 @@ def show(environment: str, as_json: bool) -> None:
         return
     _print_summary(built)
     _print_distributions(list(built.distributions))
+    for name in sent.noted(built.key):
+        click.echo(f"own file, sent along: {name}")
     _print_warnings(built.warnings)
 
 
@@ -358,7 +359,7 @@ def _kind_of(output: Path | None) -> str:
 
 def _shown(built: Built) -> dict[str, Any]:
     return _summary(built) | {
-        "distributions": list(built.distributions), "overlay": [], "whole": built.whole, "path": str(built.path),
+        "distributions": list(built.distributions), "overlay": sent.noted(built.key), "whole": built.whole, "path": str(built.path),
         "libc": built.libc, "machine": built.machine, "files": built.files, "warnings": list(built.warnings),
     }  # fmt: skip
 
@@ -376,19 +377,8 @@ def _resolved(packed: Any) -> dict[str, Any]:
     return {
         "id": plan.key, "kind": plan.kind, "python": plan.interpreter.version if plan.interpreter else None,
         "distributions": [{"name": d.name, "version": d.version, "why": d.why} for d in plan.distributions],
-        "overlay": _overlay_names(packed.overlay), "warnings": list(packed.warnings), "whole": plan.whole,
+        "overlay": own_files(packed.overlay), "warnings": list(packed.warnings), "whole": plan.whole,
     }  # fmt: skip
-
-
-def _overlay_names(overlay: bytes | None) -> list[str]:
-    """The user's own files in an overlay's tar."""
-    import io
-    import tarfile
-
-    if not overlay:
-        return []
-    with tarfile.open(fileobj=io.BytesIO(overlay)) as tar:
-        return sorted(m.name.removeprefix("src/") for m in tar if m.isfile() and m.name.startswith("src/"))
 
 
 def _print_summary(built: Built) -> None:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lfm.function import sent
 from lfm_manager.environments.places import environments_root, is_locked, locked, private
 
 SUFFIX = ".tar.zst"
@@ -115,6 +116,7 @@ class Store:
         built.path.unlink(missing_ok=True)
         self._lock(built.key).unlink(missing_ok=True)
         self._use(built.key).unlink(missing_ok=True)
+        sent.forget(built.key)
 
     def hold(self, key: str) -> Hold:
         """Keep this environment from being removed until the hold is closed or its process ends."""
