@@ -70,7 +70,7 @@ class _Random(io.RawIOBase):
 
 
 def measure(workers: int, size: int, what: str, peers: bool) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as name, LocalCluster(workers=0) as cluster:
+    with tempfile.TemporaryDirectory() as name, LocalCluster(workers=0, memory=300_000_000 + 3 * size) as cluster:
         folder = Path(name)
         with cluster.executor() as ex:
             call, total = _call(ex, what, size, workers, folder, cluster)
@@ -105,7 +105,8 @@ def _call(
     ex: Any, what: str, size: int, workers: int, folder: Path, cluster: LocalCluster
 ) -> tuple[Callable[[], Any], int]:
     """What submits a call, and how many bytes each worker has to fetch for it."""
-    asked: dict[str, Any] = {"category": "bench", "memory": "200MB", "disk": "100MB", "cores": 1}
+    memory = 200_000_000 + (3 * size if what == "put" else 0)
+    asked: dict[str, Any] = {"category": "bench", "memory": memory, "disk": "100MB", "cores": 1}
     if what == "put":
         handle = ex.put(os.urandom(size))
         return lambda: ex.options(**asked).submit(where, folder, workers, handle), size

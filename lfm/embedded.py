@@ -57,7 +57,7 @@ class Embedded:
         return process
 
     def _start_worker(self) -> subprocess.Popen[bytes]:
-        return self._start("worker", "start", "--run-dir", str(self.directory), "--stdin-eof", *self._arguments)
+        return self._start("worker", "start", "--run-dir", str(self.directory), "--stdin-eof", "--no-peers", *self._arguments)
 
     # -- while it lives
 
