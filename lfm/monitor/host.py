@@ -108,9 +108,10 @@ class _Slot:
         """Live: what the captures hold now from these positions on."""
         return [capture.since(file, position) for file, position in zip(self.files, since, strict=False)]
 
-    def printed(self) -> list[bytes]:
+    def printed(self) -> tuple[bytes, bytes]:
         """What a call had printed whose monitor is gone."""
-        return [capture.read(file, os.lseek(file, 0, os.SEEK_CUR)) for file in self.files[:2]]
+        out, err = (capture.read(file, os.lseek(file, 0, os.SEEK_CUR)) for file in self.files[:2])
+        return out, err
 
     def take_output(self, report: wire.Report) -> tuple[bytes, bytes, bytes]:
         """All that an ended call has printed, and its dump if it crashed; the files are empty afterwards."""

@@ -5,21 +5,23 @@ Owns the sessions.  A session outlives its connection: it ends when its client s
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import assert_never
 
 from lfm.protocol import messages as m
-from lfm.protocol.ids import PeerId
-from lfm.protocol.outcomes import Impossible
+from lfm.protocol.ids import PeerId, TaskId
+from lfm.protocol.outcomes import Blob, Impossible
 from lfm_manager.core import events as e
 from lfm_manager.core.blobs import Blobs
 from lfm_manager.core.calls import Calls
 from lfm_manager.core.commands import Command, ForgetSession, SaveDeclared, SaveSession, TellClient
 from lfm_manager.core.environments import Environments, progress
-from lfm_manager.core.functions import Function
+from lfm_manager.core.functions import Away, Coming, Fetching, Function
 from lfm_manager.core.policy import Policy
 from lfm_manager.core.sessions import Session, session_key
 from lfm_manager.core.sizes import blobs_of
-from lfm_manager.core.tasks import Done, Failed, Placed
+from lfm_manager.core.tasks import Done, Failed, Placed, Task, Waiting
 
 
 class Clients:
@@ -34,11 +36,18 @@ class Clients:
     # ------------------------------------------------------------ coming and going
 
     def join(self, peer: PeerId, hello: m.ClientHello, capacity: m.Capacity, now: float) -> None:
-        session = self.open(session_key(hello), hello, peer, now)
+        key = session_key(hello)
+        known = self.sessions.get(key)
+        if known is not None and not self._hand_over(known, peer, hello):
+            return
+        session = self.open(key, hello, peer, now)
         self._out.append(SaveSession(session.key, hello))
         self._out.append(TellClient(peer, capacity))
         for task_id in session.tasks:
-            match self._calls.tasks[task_id].state:
+            task = self._calls.tasks[task_id]
+            if "." in task_id or not task_id.startswith(f"{hello.session}-"):
+                self._out.append(TellClient(peer, _yours(task)))
+            match task.state:
                 case Done(finished) | Failed(finished):
                     self._out.append(TellClient(peer, finished))
                 case Placed(started=float(), attempt=attempt, allocation=allocation, worker=worker):
@@ -47,13 +56,28 @@ class Clients:
                 case _:
                     pass
 
+    def _hand_over(self, session: Session, peer: PeerId, hello: m.ClientHello) -> bool:
+        """Another client comes with a session's name: the latest has it, and whoever had it is told.
+
+        False: this is one that had it before, and only comes back from a cut.
+        """
+        before = session.hello
+        if hello.session in session.displaced:
+            self._out.append(TellClient(peer, m.SessionTaken(before.host, before.pid)))
+            return False
+        if before.session != hello.session:
+            session.displaced.add(before.session)
+            if session.peer is not None:
+                self._out.append(TellClient(session.peer, m.SessionTaken(hello.host, hello.pid)))
+        return True
+
     def open(self, key: str, hello: m.ClientHello, peer: PeerId | None, now: float) -> Session:
         """The session of that key, from now on at that peer."""
         session = self.sessions.get(key)
         if session is None:
             session = self.sessions[key] = Session(key, hello, peer)
         else:
-            self._part(session, now)  # a second client of that name: the latest has it
+            self._part(session, now)
         session.hello, session.peer, session.expires = hello, peer, None
         if peer is not None:
             self.peers[peer] = session
@@ -69,7 +93,10 @@ class Clients:
     def lost(self, session: Session, sure: bool, now: float) -> None:
         """Its connection is gone: give it time to come back."""
         self._part(session, now)
-        grace = self._policy.retention if session.hello.name else 0.0 if sure else self._policy.client_grace
+        if session.hello.name and session.tasks:
+            grace = self._policy.retention
+        else:
+            grace = 0.0 if sure else self._policy.client_grace
         session.expires = now + grace
         if not grace:
             self.end(session, now)
@@ -156,6 +183,51 @@ class Clients:
             outcome = Impossible("lost", "its function is not known to the manager")
             self._out.append(TellClient(session.peer, m.Finished(submit.task, outcome, None, None, ())))
 
+    # ------------------------------------------------------------ once more
+
+    def why_not_again(self, wanted: TaskId) -> str:
+        """For people: why a call cannot run again; "" if it can."""
+        calls, session = self._calls, ""
+        submit: m.Submit | None = None
+        if (task := calls.tasks.get(wanted)) is not None:
+            failed, submit, session = isinstance(task.state, Failed), task.submit, task.session.key
+        elif (ended := calls.past.calls.get(wanted)) is not None:
+            failed, submit, session = ended.state == "failed", ended.submit, ended.session
+        else:
+            return "it is not remembered any more"
+        if not failed:
+            return "it has not failed"
+        if session not in self.sessions:
+            return "its client is gone"
+        known = self._blobs.known
+        lost = submit is None or any(b.digest not in known or not known[b.digest].here for b in submit.blobs)
+        if submit is None or lost or (isinstance(submit.arguments, Blob) and wanted not in calls.past.kept):
+            return "its arguments are not kept any more"
+        return ""
+
+    def retry(self, wanted: TaskId, now: float) -> None:
+        """Run a failed call again, under another name; its client is told that it is its own."""
+        if self.why_not_again(wanted):
+            return
+        calls = self._calls
+        task = calls.tasks.get(wanted)
+        if task is not None:
+            session, submit = task.session, task.submit
+        else:
+            ended = calls.past.calls[wanted]
+            assert ended.submit is not None
+            session, submit = self.sessions[ended.session], ended.submit
+        root = wanted.partition(".")[0]
+        names = (TaskId(f"{root}.{n}") for n in itertools.count(1))
+        name = next(n for n in names if n not in calls.tasks and n not in calls.past.calls)
+        if session.peer is not None:
+            declared = calls.functions[submit.function].declared
+            self._out.append(TellClient(session.peer, m.Yours(name, declared.name, declared.environment)))
+        self._submit(session, replace(submit, task=name), now)
+        if session.peer is None and task is not None:
+            calls.release(task)  # who comes back finds the new one instead
+        calls.past.spent(wanted)
+
     def _again(self, state: object, session: Session) -> None:
         """Submitted a second time, after a cut: only an answer that it may have missed is said again."""
         if isinstance(state, Done | Failed) and session.peer is not None:
@@ -182,3 +254,20 @@ class Clients:
 
     def tell_all(self, message: m.Capacity | m.EnvironmentProgress | m.Notice) -> None:
         self._out.extend(TellClient(peer, message) for peer in self.peers)
+
+    def needed(self, peer: PeerId) -> int:
+        """How many of a client's calls could not run if it left now: something that they need is still with it."""
+        session = self.peers.get(peer)
+        tasks = (self._calls.tasks[task_id] for task_id in session.tasks) if session is not None else ()
+        return sum(_needs_client(task) for task in tasks)
+
+
+def _yours(task: Task) -> m.Yours:
+    declared = task.function.declared
+    return m.Yours(task.id, declared.name, declared.environment)
+
+
+def _needs_client(task: Task) -> bool:
+    if not isinstance(task.state, Waiting):
+        return False
+    return bool(task.state.blobs) or isinstance(task.function.environment.state, Fetching | Away | Coming)

@@ -13,7 +13,7 @@ from lfm.protocol.resources import Resources, Usage
 @dataclass(frozen=True, slots=True)
 class TellClient:
     peer: PeerId
-    message: m.Started | m.Finished | m.Notice | m.MakeEnvironment | m.EnvironmentProgress | m.Capacity
+    message: m.Started | m.Finished | m.Notice | m.MakeEnvironment | m.EnvironmentProgress | m.Capacity | m.Yours | m.SessionTaken
 
 
 @dataclass(frozen=True, slots=True)

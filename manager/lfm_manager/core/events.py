@@ -122,6 +122,13 @@ class CancelAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class RetryAsked:
+    """A person said `lfm retry`: run a failed call again, under another name."""
+
+    task: TaskId
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """Time has passed: a deadline that the core asked for (``ManagerCore.deadline``) is due."""
 
@@ -164,5 +171,5 @@ class Measured:
 
 Event = (
     ClientJoined | WorkerJoined | PeerLost | ClientSaid | WorkerSaid | EnvironmentAdvanced | EnvironmentBuilt
-    | EnvironmentFailed | EnvironmentOutOfSight | BlobStored | BlobLost | DrainAsked | CancelAsked | Recovered | Measured | Ticked
+    | EnvironmentFailed | EnvironmentOutOfSight | BlobStored | BlobLost | DrainAsked | CancelAsked | RetryAsked | Recovered | Measured | Ticked
 )

@@ -84,6 +84,8 @@ class ManagerCore:
             case e.CancelAsked(task_id):
                 if (task := self.calls.tasks.get(task_id)) is not None:
                     self.calls.cancel(task, "kill", now)
+            case e.RetryAsked(task_id):
+                self.clients.retry(task_id, now)
             case e.Recovered():
                 recover(event, self.clients, self.calls, self.crew, self.environments, self.blobs, self.policy, now)
             case e.Measured(category, input_bytes, usage):

@@ -102,6 +102,12 @@ class Past:
             self._order.remove(task)
             self._drop(task)
 
+    def spent(self, task: TaskId) -> None:
+        """It runs again, under another name: not a second time."""
+        self._let_go(task)
+        if (ended := self.calls.get(task)) is not None:
+            self._unlearn(ended)
+
     def close(self, session: str) -> None:
         """A session is over: its calls cannot run again."""
         for task in [t for t in self.kept if t in self.calls and self.calls[t].session == session]:
@@ -130,11 +136,14 @@ class Past:
             self._printed_bytes -= sum(map(len, printed))
 
     def _drop(self, task: TaskId) -> None:
-        submit = self.calls.pop(task).submit
-        if submit is not None and isinstance(submit.arguments, Inline):
-            self._again_bytes -= len(submit.arguments.data)
+        self._unlearn(self.calls.pop(task))
         self._unprint(task)
         self._let_go(task)
+
+    def _unlearn(self, ended: Ended) -> None:
+        if ended.submit is not None and isinstance(ended.submit.arguments, Inline):
+            self._again_bytes -= len(ended.submit.arguments.data)
+        ended.submit = None
 
     def _let_go(self, task: TaskId) -> None:
         if (blob := self.kept.pop(task, None)) is not None:

@@ -19,6 +19,7 @@ class Session:
     held: set[Digest] = field(default_factory=set)  # what ex.put() made: kept while the session lives
     millicores: int = 0  # of its calls now placed: the measure of fairness
     expires: float | None = None  # when it counts as gone, if it does not come back
+    displaced: set[str] = field(default_factory=set)  # clients that had it, until another came with its name
     over: bool = False  # it said goodbye, or never came back: what still runs of it is only being stopped
 
 

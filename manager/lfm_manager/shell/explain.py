@@ -17,6 +17,7 @@ from lfm.protocol.outcomes import (
 from lfm.protocol.resources import format_duration, format_size
 from lfm_manager.core.functions import Away, Building, Coming, Environment
 from lfm_manager.core.manager import ManagerCore
+from lfm_manager.core.past import Ended
 from lfm_manager.core.tasks import Adrift, Collecting, Done, Failed, Placed, Ready, Task, Waiting
 
 
@@ -31,9 +32,10 @@ def state_name(task: Task) -> str:
             return type(state).__name__.lower()
 
 
-def explain(core: ManagerCore, task: Task, now: float) -> str:
+def explain(core: ManagerCore, task: Task | Ended, now: float) -> str:
     """A sentence on its state, and a line for each attempt."""
-    return _state(core, task, now) + "".join(
+    state = f"it ended: {_ended(task.outcome, fetched=True)}" if isinstance(task, Ended) else _state(core, task, now)
+    return state + "".join(
         f"\nattempt {a.number} on {a.worker}: {a.outcome} after {format_duration(max(0.0, a.ended - a.started))}, "
         f"given {a.allocation.cores:g} cores and {format_size(a.allocation.memory)}"
         for a in task.attempts
@@ -112,10 +114,10 @@ def _ready(core: ManagerCore, task: Task, now: float) -> str:
     )
 
 
-def _ended(outcome: Outcome) -> str:
+def _ended(outcome: Outcome, *, fetched: bool = False) -> str:
     match outcome:
         case Returned():
-            return "it returned a value, which its client has not fetched yet"
+            return f"it returned a value, which its client has {'' if fetched else 'not '}fetched{'' if fetched else ' yet'}"
         case Raised(type_name=name, text=text):
             return f"it raised {name}: {text}"
         case Crashed(signal, exit_code, hint=hint):

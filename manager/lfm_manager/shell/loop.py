@@ -15,6 +15,7 @@ import signal
 import socket
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +34,11 @@ from lfm_manager.core import commands as c
 from lfm_manager.core import events as e
 from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.policy import Policy
+from lfm_manager.core.tasks import Task
 from lfm_manager.shell import addresses, history, query
 from lfm_manager.shell.builds import Builds
+from lfm_manager.shell.outputs import Outputs
+from lfm_manager.shell.select import choose, find
 from lfm_manager.shell.store import Store, StoreFailed
 from lfm_manager.shell.transfers import Transfers
 
@@ -42,7 +46,7 @@ log = logging.getLogger(__name__)
 
 FAREWELL = 2.0  # seconds that workers without calls have to leave, when the manager is stopped
 PACKETS = 64  # of all peers taken in one round: the rest waits in the socket, and answers are not kept back
-ONLY_CLIENTS = ("drain", "stop", "shutdown", "cancel")  # questions that change something
+ONLY_CLIENTS = ("drain", "stop", "shutdown", "cancel", "retry", "leaving")  # questions that change something
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class Manager:
         self.listener = Listener(run, [settings.interface], settings.ports)
         self.listener.register(self.poller)
         self.builds = Builds(self.poller)
+        self.outputs = Outputs()
         self.transfers = Transfers(BlobStore(run.blobs), self.builds.tarballs, self.listener.send)
         self.addresses = addresses.reachable(settings.interface, self.listener.port, settings.advertise)
         self._roles: dict[PeerId, str] = {}
@@ -125,6 +130,9 @@ class Manager:
         due = self.core.deadline()
         if due is not None and now >= due:
             self._tell(e.Ticked())
+        if (due := self.outputs.deadline()) is not None and now >= due:
+            for reply in self.outputs.overdue(now):
+                self.listener.send(*reply)
         if self.history is not None and (due := self.history.deadline()) is not None and now >= due:
             self.history.write()
         if self._ending == signal.SIGINT.name:
@@ -139,7 +147,8 @@ class Manager:
     def _timeout(self) -> int:
         """Milliseconds until something is due."""
         due = self.listener.deadline()
-        for other in (self.core.deadline(), self.history.deadline() if self.history is not None else None):
+        history = self.history.deadline() if self.history is not None else None
+        for other in (self.core.deadline(), history, self.outputs.deadline()):
             due = due if other is None else min(due, other)
         if self.settings.idle_timeout is not None:
             due = min(due, self._busy + self.settings.idle_timeout)
@@ -209,7 +218,11 @@ class Manager:
             case m.BlobMissing():
                 self._tell(self.transfers.missing(peer, message))
             case m.Query():
-                self.listener.send(peer, m.Answer(message.number, self._answer(peer, message)))
+                if (answer := self._answer(peer, message)) is not None:
+                    self.listener.send(peer, m.Answer(message.number, answer))
+            case m.OutputSoFar():
+                if (reply := self.outputs.came(peer, message)) is not None:
+                    self.listener.send(*reply)
             case (
                 m.Submit() | m.Release() | m.Cancel() | m.Kill() | m.DeclareFunction() | m.DeclareEnvironment()
                 | m.EnvironmentProgress() | m.EnvironmentMade() | m.EnvironmentNotMade() | m.Goodbye()
@@ -299,17 +312,34 @@ class Manager:
 
     # ------------------------------------------------------------ questions
 
-    def _answer(self, peer: PeerId, asked: m.Query) -> dict[str, Any]:
+    def _answer(self, peer: PeerId, asked: m.Query) -> dict[str, Any] | None:
+        """None: a worker has to be asked first."""
         try:
+            if asked.what == "logs" and self._ask_worker(peer, asked):
+                return None
             if asked.what in ONLY_CLIENTS:
                 if self._roles.get(peer) != "client":
                     raise query.NoAnswer("this key may only look", "use the client's connection file")
+                if asked.what == "leaving":
+                    return {"schema": "lfm.leaving/1", "needed": self.core.clients.needed(peer)}
                 return self._act(asked.what, asked.arguments)
             return query.answer(self.core, self.facts(), asked.what, asked.arguments, time.monotonic())
         except query.NoAnswer as error:
             return {"error": str(error), "hint": error.hint}
         except (TypeError, ValueError) as error:
             return {"error": f"the question {asked.what!r} is not understood: {error}"}
+
+    def _ask_worker(self, viewer: PeerId, asked: m.Query) -> bool:
+        """Whether somebody who wants to see a call's output is answered by the worker that runs it."""
+        call = find(self.core, str(asked.arguments.get("task", "")))
+        where = query.asked_of(call)
+        if where is None:
+            return False
+        since = query.since_when(call, asked.arguments)
+        ask = self.outputs.ask(viewer, asked.number, where.worker, call.id, where.attempt, since, time.monotonic())
+        if ask is not None:
+            self.listener.send(where.worker, ask)
+        return ask is not None
 
     def _act(self, what: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if what == "shutdown":
@@ -319,8 +349,10 @@ class Manager:
                 self._dismiss()
             return {"schema": "lfm.shutdown/1", "pid": os.getpid(), "unfinished": unfinished}
         selection = str(arguments.get("selection", ""))
-        if what == "cancel":
-            return self._cancel(selection)
+        if what in ("cancel", "retry"):
+            if not any(arguments.get(name) for name in ("selection", "state", "category")):
+                raise query.NoAnswer("which calls?", "say: all, a category, a state, or ids")
+            return self._cancel(arguments) if what == "cancel" else self._retry(arguments)
         workers = query.select_workers(self.core, selection)
         for worker in workers:
             if what == "drain":
@@ -332,11 +364,25 @@ class Manager:
                 self._roles.pop(worker.peer, None)
         return {"schema": f"lfm.{what}/1", "workers": [w.name for w in workers]}
 
-    def _cancel(self, selection: str) -> dict[str, Any]:
-        chosen = [t for t in query.select(self.core, selection) if query.is_unfinished(t)]
+    def _cancel(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        found = choose(self.core, arguments, past=False).calls
+        chosen = [c.id for c in found if isinstance(c, Task) and query.is_unfinished(c)]
         for task in chosen:
-            self._tell(e.CancelAsked(task.id))
-        return {"schema": "lfm.cancel/1", "tasks": [t.id for t in chosen]}
+            self._tell(e.CancelAsked(task))
+        return {"schema": "lfm.cancel/1", "tasks": chosen, "count": len(chosen), "over": len(found) - len(chosen)}
+
+    def _retry(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Failed calls again; those that their user cancelled only if each is named."""
+        chosen, again, left = choose(self.core, arguments, past=True), [], Counter[str]()
+        for call in chosen.calls:
+            if not chosen.named and not query.is_failure(call):
+                continue
+            if why := self.core.clients.why_not_again(call.id):
+                left[why] += 1
+            else:
+                again.append(call.id)
+                self._tell(e.RetryAsked(call.id))
+        return {"schema": "lfm.retry/1", "tasks": again, "count": len(again), "left": dict(left)}
 
     def facts(self) -> dict[str, Any]:
         """About this manager, for people and scripts."""

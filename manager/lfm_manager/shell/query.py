@@ -6,11 +6,12 @@ Every answer is a plain dict with a ``schema``; scripts rely on its keys, so the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lfm.protocol.ids import TaskId
+from lfm.protocol.messages import Finished
+from lfm.protocol.outcomes import Cancelled, Killed, Returned
 from lfm.protocol.resources import format_duration
 from lfm_manager.core.categories import Category
 from lfm_manager.core.functions import (
@@ -23,20 +24,15 @@ from lfm_manager.core.functions import (
     Unbuildable,
 )
 from lfm_manager.core.manager import ManagerCore
-from lfm_manager.core.tasks import Collecting, Done, Failed, Placed, Task
+from lfm_manager.core.past import Ended
+from lfm_manager.core.tasks import Collecting, Done, Failed, Placed, Task, placement
 from lfm_manager.core.workers import Worker
+from lfm_manager.shell import outputs
 from lfm_manager.shell.explain import explain, state_name
+from lfm_manager.shell.select import STATES, choose, find, state
+from lfm_manager.shell.select import NoAnswer as NoAnswer
 
 LIMIT = 1000  # tasks in one answer, unless more are asked for
-STATES = ("waiting", "ready", "placed", "running", "collecting", "done", "failed")
-
-
-class NoAnswer(Exception):
-    """The question cannot be answered: one line, and a hint."""
-
-    def __init__(self, text: str, hint: str = "") -> None:
-        super().__init__(text)
-        self.hint = hint
 
 
 def answer(
@@ -59,34 +55,15 @@ def answer(
             rows = [category_row(core, c) for c in core.calls.categories.values()]
             return {"schema": "lfm.categories/1", "categories": rows}
         case "explain":
-            task = find_task(core, str(arguments.get("task", "")))
+            call = find(core, str(arguments.get("task", "")))
             return {
-                "schema": "lfm.explain/1", **task_row(core, task, now), "text": explain(core, task, now),
-                "attempts": [asdict(a) for a in task.attempts],
+                "schema": "lfm.explain/1", **task_row(core, call, now), "text": explain(core, call, now),
+                "attempts": [asdict(a) for a in call.attempts],
             }
         case "logs":
-            return logs(find_task(core, str(arguments.get("task", ""))))
+            return logs(core, find(core, str(arguments.get("task", ""))), arguments)
         case _:
             raise NoAnswer(f"this manager cannot answer {what!r}")
-
-
-def find_task(core: ManagerCore, wanted: str) -> Task:
-    """By its id, or by a beginning or an end of it that only one has."""
-    if (task := core.calls.tasks.get(TaskId(wanted))) is not None:
-        return task
-    found = [t for t in core.calls.tasks.values() if wanted and (t.id.endswith(wanted) or t.id.startswith(wanted))]
-    if len(found) != 1:
-        which = "no call is" if not found else f"{len(found)} calls are"
-        raise NoAnswer(f"{which} named {wanted!r}", "see: lfm tasks; a call whose result was fetched is forgotten")
-    return found[0]
-
-
-def select(core: ManagerCore, selection: str) -> list[Task]:
-    """Tasks by "all", a category, a state, a client's session, or ids separated by commas."""
-    if selection == "all":
-        return list(core.calls.tasks.values())
-    chosen = [t for t in core.calls.tasks.values() if selection in (t.category.name, state_name(t), t.session.key)]
-    return chosen or [find_task(core, part.strip()) for part in selection.split(",")]
 
 
 def select_workers(core: ManagerCore, selection: str) -> list[Worker]:
@@ -132,27 +109,27 @@ def alerts(core: ManagerCore) -> list[str]:
 
 
 def tasks(core: ManagerCore, arguments: dict[str, Any], now: float) -> dict[str, Any]:
+    """The calls that the manager holds; also those that it only remembers, where ids or a state of the past are asked for."""
     limit = int(arguments.get("limit") or LIMIT)
-    state, category, selection = (arguments.get(name) for name in ("state", "category", "selection"))
-    chosen: Iterable[Task] = select(core, str(selection)) if selection else core.calls.tasks.values()
+    past = {arguments.get("state"), arguments.get("selection")} & {"done", "failed"}
     rows: list[dict[str, Any]] = []
     more = 0
-    for task in chosen:
-        if (state and state_name(task) != state) or (category and task.category.name != category):
-            continue
+    for call in choose(core, arguments, past=bool(past)).calls:
         if len(rows) < limit:
-            rows.append(task_row(core, task, now))
+            rows.append(task_row(core, call, now))
         else:
             more += 1
     return {"schema": "lfm.tasks/1", "tasks": rows, "left_out": more}
 
 
-def task_row(core: ManagerCore, task: Task, now: float) -> dict[str, Any]:
+def task_row(core: ManagerCore, task: Task | Ended, now: float) -> dict[str, Any]:
+    if isinstance(task, Ended):
+        return _ended_row(task, now)
     row: dict[str, Any] = {
         "task": task.id, "state": state_name(task), "function": task.function.declared.name,
         "category": task.category.name, "environment": task.function.environment.key, "attempt": task.attempt,
         "age_s": round(now - task.submitted, 3), "worker": None, "allocation": None, "usage": None, "outcome": None,
-        "running_s": None,
+        "running_s": None, "fetched": False,
     }
     match task.state:
         case Placed(worker, allocation=allocation, started=started):
@@ -161,15 +138,27 @@ def task_row(core: ManagerCore, task: Task, now: float) -> dict[str, Any]:
         case Collecting(worker, placed=placed):
             row |= {"worker": core.workers[worker].name, "allocation": asdict(placed.allocation)}
         case Done(finished) | Failed(finished):
-            row |= {
-                "worker": task.attempts[-1].worker if task.attempts else None,
-                "outcome": type(finished.outcome).__name__.lower(),
-                "allocation": asdict(finished.allocation) if finished.allocation else None,
-                "usage": asdict(finished.usage) if finished.usage else None,
-            }
+            row |= _over(finished)
         case _:
             pass
     return row
+
+
+def _ended_row(ended: Ended, now: float) -> dict[str, Any]:
+    return {
+        "task": ended.id, "state": ended.state, "function": ended.name, "category": ended.category,
+        "environment": ended.environment, "attempt": ended.attempts[-1].number if ended.attempts else 0,
+        "age_s": round(now - ended.submitted, 3), "running_s": None, "fetched": True, **_over(ended),
+    }  # fmt: skip
+
+
+def _over(finished: Finished | Ended) -> dict[str, Any]:
+    return {
+        "worker": finished.attempts[-1].worker if finished.attempts else None,
+        "outcome": type(finished.outcome).__name__.lower(),
+        "allocation": asdict(finished.allocation) if finished.allocation else None,
+        "usage": asdict(finished.usage) if finished.usage else None,
+    }
 
 
 def worker_row(worker: Worker, now: float) -> dict[str, Any]:
@@ -247,17 +236,45 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"p50": ordered[last // 2], "p95": ordered[int(last * 0.95)], "max": ordered[last]}
 
 
-def logs(task: Task) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "schema": "lfm.logs/1", "task": task.id, "state": state_name(task), "stdout": "", "stderr": "",
-    }
-    if isinstance(task.state, Done | Failed):
-        finished = task.state.finished
-        body["stdout"] = finished.stdout.decode(errors="replace")
-        body["stderr"] = finished.stderr.decode(errors="replace")
-    return body
+def logs(core: ManagerCore, call: Task | Ended, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a call printed that is over; of one that runs its worker knows (``asked_of``)."""
+    since = since_when(call, arguments)
+    printed = (b"", b"")
+    if isinstance(call, Ended):
+        attempt, found = call.attempts[-1].number if call.attempts else 0, core.calls.past.printed(call.id)
+        printed = found or printed
+    else:
+        attempt = call.attempt
+        if isinstance(call.state, Done | Failed):
+            printed = call.state.finished.stdout, call.state.finished.stderr
+    return outputs.body(call.id, state(call), attempt, since, *map(outputs.since, printed, since))
+
+
+def asked_of(call: Task | Ended) -> Placed | None:
+    """Where a call runs, whose worker knows what it has printed."""
+    here = placement(call) if isinstance(call, Task) else None
+    return here if here is not None and here.started is not None else None
+
+
+def since_when(call: Task | Ended, arguments: dict[str, Any]) -> tuple[int, int]:
+    """From which positions on; from the beginning, if it is not the attempt that was seen before."""
+    attempt = call.attempt if isinstance(call, Task) else call.attempts[-1].number if call.attempts else 0
+    if arguments.get("attempt") not in (None, attempt):
+        return 0, 0
+    return max(0, int(arguments.get("stdout_from") or 0)), max(0, int(arguments.get("stderr_from") or 0))
 
 
 def is_unfinished(task: Task) -> bool:
     """Whether its answer is still to come."""
     return not isinstance(task.state, Done | Failed)
+
+
+def is_failure(call: Task | Ended) -> bool:
+    """Whether it failed, and not by its user's wish."""
+    if isinstance(call, Ended):
+        outcome = call.outcome
+    elif isinstance(call.state, Failed):
+        outcome = call.state.finished.outcome
+    else:
+        return False
+    return not isinstance(outcome, Returned | Cancelled | Killed)
