@@ -224,6 +224,7 @@ def info(run: str | None, as_json: bool) -> None:
     for line in greeting(Path(body["directory"]), tuple(body["addresses"])):
         click.echo(line)
     click.echo(f"  process {body['pid']} on {body['host']}, up for {duration(body['up_s'])}")
+    click.echo(f"  sent {size(body['blob_bytes_sent'])} of environments, functions and data")
     click.echo(f"  sizes by {body['strategy']}; store: {body['store']}; log: {body['log']}")
 
 
