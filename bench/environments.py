@@ -136,7 +136,7 @@ def measure(modules: list[str], rounds: int) -> dict[str, Any]:
         first, later = importing(built, modules, work, rounds)
     return {
         "imports": modules, "processors": len(os.sched_getaffinity(0)), "bytes": built.bytes, "whole_bytes": whole_size(),
-        "distributions": len(built.distributions), "whole_distributions": built.whole["distributions"],
+        "distributions": len(built.distributions), "whole_distributions": packed.plan.whole["distributions"],
         "unpacked_bytes": built.unpacked_bytes, "pack_s": pack_ours, "tar_zstd_s": pack_tar, "unpack_s": unpack_ours,
         "tar_x_s": unpack_tar, "first_import_s": first, "later_import_s": later, "analysis_s": median(analysis),
         "found_again_s": found_s,

@@ -26,7 +26,11 @@ SECONDS = 120.0
 
 def check(plan: Plan) -> None:
     """OutOfSight if it cannot be built here."""
-    places = [plan.tarball] if plan.kind == "tarball" else []
+    if plan.kind == "tarball" and not os.access(plan.tarball, os.R_OK):
+        raise OutOfSight(
+            f"there is no tarball {plan.tarball} on {platform.node()}", hint="give environment= the path of a conda-pack tarball"
+        )
+    places = []
     if plan.interpreter is not None and not plan.channels:
         places.append(plan.interpreter.executable)
     places += [distribution.metadata for distribution in plan.distributions]
