@@ -25,16 +25,24 @@ LIMIT_CODE = 152  # what a shell shows for SIGXCPU: the command was ended for a 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--memory", metavar="SIZE", help="End it when its processes use more memory, e.g. 4GB.")
 @click.option("--wall-time", metavar="DURATION", help="End it after this time, e.g. 1h30m.")
+@click.option("--disk", metavar="SIZE", hidden=True)
 @click.option("--processes", metavar="N", type=click.IntRange(min=1), help="End it when it has more processes.")
 @json_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 def monitor(
-    memory: str | None, wall_time: str | None, processes: int | None, as_json: bool, command: tuple[str, ...]
+    memory: str | None,
+    wall_time: str | None,
+    disk: str | None,
+    processes: int | None,
+    as_json: bool,
+    command: tuple[str, ...],
 ) -> None:
     """Run COMMAND with its whole process tree measured and bounded.
 
     The exit code is that of COMMAND; 128 + N if signal N ended it; 152 if a limit did.
     """
+    if disk:  # what it adds to a directory of its user's cannot be told from what others add
+        fail("a command has no directory of its own to bound: give the size to lfm.monitored(disk=...)", code=USAGE)
     outcome, usage, status = run(command, _limits(memory, wall_time, processes))
     if as_json:
         click.echo(json.dumps(_facts(outcome, usage, status)))
