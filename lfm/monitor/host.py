@@ -121,6 +121,8 @@ class _Slot:
         for file, size in zip(self.files, sizes, strict=True):
             if size:
                 os.ftruncate(file, 0)
+        if fault:
+            os.lseek(self.files[2], 0, os.SEEK_SET)  # where the next dump is written
         return out, err, fault
 
     def close(self) -> None:
@@ -158,6 +160,7 @@ class Host:
         self._next = 1
         self._news: list[News] = []
         self._gone = ""
+        self._spares = sandbox.Spares()
         self._buffer = bytearray(wire.DATAGRAM)
         self.told: dict[str, Any] = {}
         self._log = os.memfd_create("template-log", os.MFD_CLOEXEC)
@@ -204,7 +207,7 @@ class Host:
         The sandbox is made here, and removed at the call's end; ValueError if something else is in its place than
         an empty directory.  A command's directory is only its working directory, and is never removed.
         """
-        owned = None if work.command else sandbox.make(work.sandbox)
+        owned = None if work.command else self._spares.take(work.sandbox)
         job = Job(work, limits, tuple(fds), owned)
         if self._gone:
             if owned is not None:
@@ -389,9 +392,9 @@ class Host:
             lost = "" if report.verdict else "its process died before it began"
             self._drop(slot, lost, over)
             return
-        if job.owned is not None and os.path.lexists(job.owned.path):
-            # an empty one the call has removed itself; its monitor sees to the rest, so that a busy disk does not
-            # hold up the loop of whoever runs us
+        if job.owned is not None and not self._spares.keep(job.owned) and os.path.lexists(job.owned.path):
+            # something is in it: its monitor sees to that, so that a busy disk does not hold up the loop of whoever
+            # runs us
             slot.over = over
             self._tell(slot, wire.clean(job.owned))
             return
@@ -502,6 +505,7 @@ class Host:
             self._process.wait()
         for owned in held:  # only now that nothing runs in them
             sandbox.remove(owned)
+        self._spares.close()
         self._epoll.close()
         os.close(self._log)
         self._gone = self._gone or "closed"

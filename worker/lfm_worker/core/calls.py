@@ -14,6 +14,9 @@ from lfm_worker.core.commands import StartCall
 from lfm_worker.core.items import Item
 from lfm_worker.core.room import Grant
 
+# What BLAS and OpenMP libraries read, where they are loaded in the call
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -78,10 +81,13 @@ class Call:
             environ["LFM_MEMORY"] = str(asked.memory)
         if gpus:
             environ["CUDA_VISIBLE_DEVICES"] = ",".join(run.gpu_devices)
+        threads = max(1, int(asked.cores))
+        if threads > 1:  # the template has one
+            environ |= dict.fromkeys(THREADS, str(threads))
         return StartCall(
             call=number, template=template, name=self.function.name, function=run.function, code=self.function.code,
             arguments=run.arguments, overlay=next((need.digest for need in self.needs if need.kind == "overlay"), None),
-            cpus=grant.cpus or None, threads=max(1, int(asked.cores)), memory=asked.memory or None, disk=asked.disk or None,
+            cpus=grant.cpus or None, threads=threads, memory=asked.memory or None, disk=asked.disk or None,
             wall_time=asked.wall_time, processes=run.processes, chunk=run.chunk, grow=run.growth > asked.memory > 0,
             blobs=tuple(blob.digest for blob in run.blobs), environ=environ,
         )  # fmt: skip
