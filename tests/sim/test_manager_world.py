@@ -45,6 +45,12 @@ WORLDS = int(os.environ.get("LFM_WORLDS", "100"))  # more of them for a soak
 MB, GB = 10**6, 10**9
 POLICY = Policy(lost_max=1000, refused_max=1000, deaths_before_alone=1000, failures_before_aside=1000, patience=5.0, recovery=20.0)
 
+UNSEEN = EnvironmentKey("env1")  # whose files only clients see
+
+
+def _built(key: EnvironmentKey) -> e.EnvironmentBuilt:
+    return e.EnvironmentBuilt(key, Digest(f"tar-{key}"), 1000, "3.11", "", "")
+
 
 @dataclass
 class Held:
@@ -92,6 +98,7 @@ class World:
         self.needs: dict[TaskId, int] = {}
         self.lanes: dict[tuple[PeerId, str], float] = {}  # when the last message of a direction arrives
         self.story: list[str] = []
+        self.kept: set[EnvironmentKey] = set()  # made by clients, in the store of environments
         self.reset_store()
         self.ahead_s = self.dice.choice([0.05, 30.0])  # calls here take seconds
         self.core = self.manager()
@@ -158,7 +165,12 @@ class World:
             case c.TellWorker(peer, message):
                 self.travel(peer, "down", lambda: self.node_hears(peer, message))
             case c.BuildEnvironment(key):
-                self.soon(lambda: self.handle(e.EnvironmentBuilt(key, Digest(f"tar-{key}"), 1000, "3.11", "", "")))
+                seen = key != UNSEEN or key in self.kept
+                self.soon(lambda: self.handle(_built(key) if seen else e.EnvironmentOutOfSight(key, "not in sight")))
+            case c.KeepEnvironment(key, tarball):
+                assert tarball.digest in self.blobs, self.tale("a tarball is to be kept that is not here")
+                self.kept.add(key)
+                self.soon(lambda: self.handle(_built(key)))
             case c.GetBlob(peer, digest):
                 self.travel(peer, "down", lambda: self.give_blob(peer, digest))
             case c.DropBlob(digest):
@@ -270,6 +282,9 @@ class World:
 
     def person_hears(self, peer: PeerId, message: object) -> None:
         person = next((p for p in self.people if p.peer == peer), None)
+        if person is not None and isinstance(message, m.MakeEnvironment):
+            made = m.EnvironmentMade(message.key, Blob(Digest(f"made-{message.key}"), 1000), b"{}")
+            self.after(self.dice.random() * 10, lambda: self.say(peer, made, True) if person.peer == peer else None)
         if person is None or not isinstance(message, m.Finished):
             return
         before = person.answers.get(message.task)
