@@ -9,11 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lfm.protocol.ids import Digest, PeerId
-from lfm.protocol.messages import BlobSource, Source, WorkerHello
+from lfm.protocol.messages import BlobSought, BlobSource, SeekBlob, Source, WorkerHello
 from lfm.protocol.resources import Resources
+from lfm_manager.core import events as e
+from lfm_manager.core.check import check
 from lfm_manager.core.commands import Command, TellWorker
+from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.spread import CHILDREN, PACE, PATIENCE, SEEDS, STRIKES, Spread
 from lfm_manager.core.workers import Worker
+from lfm_manager.sizing import make
 
 BLOB, OTHER = Digest("b" * 64), Digest("c" * 64)
 SIZE = 200_000_000
@@ -201,13 +205,15 @@ steps = st.lists(st.tuples(st.sampled_from(["seek", "has", "lacks", "leave", "ti
 @given(steps)
 def test_whatever_happens_the_books_are_right_and_all_are_fed(course: list[tuple[str, int, Digest]]) -> None:
     run = Run(6)
-    for now, (what, peer, digest) in enumerate(course):
-        if PeerId(peer) not in run.workers:
-            run.join(peer)
+    present = {number: number for number in range(1, 7)}  # who comes back is another peer
+    for now, (what, number, digest) in enumerate(course):
+        peer = present[number]
         if what == "seek":
             run.seek(peer, digest=digest, now=now)
         elif what == "leave":
             run.lose(peer)
+            present[number] = 10 + now
+            run.join(10 + now)
         elif what == "tick":
             run.spread.tick(now)
         elif what == "forget":
@@ -219,3 +225,24 @@ def test_whatever_happens_the_books_are_right_and_all_are_fed(course: list[tuple
     run.spread.tick(1e9)
     run.told()
     assert run.spread.deadline() is None
+
+
+def test_the_core_hears_and_tells_workers() -> None:
+    core = ManagerCore({resource: make("auto", resource) for resource in ("memory", "disk")})
+    for peer in (1, 2, 3):
+        core.handle(e.WorkerJoined(PeerId(peer), WorkerHello(str(peer), f"w{peer}", "n", 1, Resources(1, 1))), 0.0)
+
+    def say(peer: int, message: SeekBlob | BlobSought, now: float = 1.0) -> list[Command]:
+        out = core.handle(e.WorkerSaid(PeerId(peer), message), now)
+        check(core, now)
+        return out
+
+    for peer in (1, 2):
+        assert say(peer, SeekBlob(BLOB, SIZE)) == [TellWorker(PeerId(peer), BlobSource(BLOB, None))]
+    assert say(3, SeekBlob(BLOB, SIZE)) == []
+    assert core.deadline() == 1.0 + PATIENCE + SIZE / PACE
+    assert say(1, BlobSought(BLOB, at(1))) == [TellWorker(PeerId(3), BlobSource(BLOB, at(1)))]
+    lost = core.handle(e.PeerLost(PeerId(1), "gone", True), 2.0)
+    check(core, 2.0)
+    assert not any(isinstance(c, TellWorker) for c in lost)
+    assert say(3, SeekBlob(BLOB, SIZE), 3.0) == [TellWorker(PeerId(3), BlobSource(BLOB, None))]
