@@ -165,7 +165,7 @@ def _fork_for_ever(ends: Ends, asked: int, clone: Callable[[], int], own: _Own) 
     buffer, warm = bytearray(wire.DATAGRAM), None
     page, parent, at, channel, hooks = ends.page, os.getppid(), call.PAGE_PID_AT, ends.channel, ends.hooks
     pack, read, close, getppid, prctl = call.PAGE_PID.pack_into, os.read, os.close, os.getppid, linux.bare_prctl()
-    serve, reseed, alone = call.serve, call.reseed, not ends.namespace
+    serve, reseed, leave, alone = call.serve, call.reseed, linux.bare_exit(), not ends.namespace
     while True:
         data = read(asked, 16384)
         if not data:
@@ -182,7 +182,7 @@ def _fork_for_ever(ends: Ends, asked: int, clone: Callable[[], int], own: _Own) 
                     os._exit(1)
             if hooks:
                 call.replay(hooks)
-            serve(channel, page, buffer, warm)
+            serve(channel, page, buffer, warm, leave)
         pack(page, at, pid)
 
 

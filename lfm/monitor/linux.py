@@ -35,8 +35,6 @@ _SIGSET_BYTES = 128
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
-_libc.syscall.restype = ctypes.c_long
-_libc.syscall.argtypes = (ctypes.c_long, *[ctypes.c_ulong] * 5)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
@@ -124,10 +122,11 @@ def cloner(flags: int, end_signal: int) -> Callable[[], int]:
     if not address:
         raise OSError("where glibc keeps the thread id is unknown")
     number, all_flags = _SYS_CLONE, flags | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | end_signal
-    call = _libc.syscall
+    call = ctypes.PyDLL(None, use_errno=True).syscall  # untyped: small numbers pass without an object for each
+    call.restype, where = ctypes.c_long, ctypes.c_void_p(address)
 
     def clone() -> int:
-        pid: int = call(number, all_flags, 0, 0, address, 0)
+        pid: int = call(number, all_flags, 0, 0, where)
         if pid < 0:
             raise _fail("clone")
         return pid
@@ -156,6 +155,12 @@ def collapse_heap() -> int:
 def bare_prctl() -> Callable[..., int]:
     """``prctl`` as the C library has it, for where every page touched counts."""
     call: Callable[..., int] = ctypes.PyDLL(None).prctl
+    return call
+
+
+def bare_exit() -> Callable[[int], int]:
+    """``_exit``, found already: else every child links it anew."""
+    call: Callable[[int], int] = ctypes.PyDLL(None)._exit
     return call
 
 

@@ -67,6 +67,65 @@ def remove(owned: Owned) -> int:
     return size
 
 
+class Spares:
+    """Directories that calls have left empty, for the next ones.
+
+    A new one is not cheap: ext4 looks at every inode that was freed in the last seconds, which after some
+    hundred calls takes longer than the call.
+    """
+
+    MOST = 64
+
+    def __init__(self) -> None:
+        self._held: list[Owned] = []
+
+    def take(self, path: str) -> Owned:
+        """An empty directory of this name, as ``make`` gives it."""
+        while self._held and os.path.isabs(path) and not os.path.lexists(path):
+            spare = self._held.pop()
+            try:
+                os.rename(spare.path, path)
+            except OSError:  # it was on another file system, or is gone
+                _discard(spare)
+                continue
+            return spare._replace(path=path)
+        return make(path)
+
+    def keep(self, owned: Owned) -> bool:
+        """Put it aside if it is still the one that was given out, and empty; else it stays where it is."""
+        if len(self._held) >= self.MOST:
+            return False
+        try:
+            fd = os.open(owned.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        spare = owned._replace(path=f"{os.path.dirname(owned.path)}/.spare-{owned.inode}")
+        try:
+            seen = os.fstat(fd)
+            if (seen.st_dev, seen.st_ino) != (owned.device, owned.inode) or os.listdir(fd):
+                return False
+            if stat.S_IMODE(seen.st_mode) != stat.S_IRWXU:
+                os.fchmod(fd, stat.S_IRWXU)
+            os.rename(owned.path, spare.path)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        self._held.append(spare)
+        return True
+
+    def close(self) -> None:
+        while self._held:
+            _discard(self._held.pop())
+
+
+def _discard(spare: Owned) -> None:
+    try:
+        os.rmdir(spare.path)  # which takes nothing but an empty directory
+    except OSError:
+        pass
+
+
 def _open_same(owned: Owned) -> int:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
