@@ -33,6 +33,7 @@ check: $(VENV)/.test  ## lint, types, import rules
 
 bench: $(VENV)/.test  ## speed, as ratios in one run
 	$(PY) bench/bench.py
+	$(PY) bench/environments.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
