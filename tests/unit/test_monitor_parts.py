@@ -130,3 +130,26 @@ def test_another_directory_in_its_place_is_left_alone(tmp_path: Path) -> None:
     box.symlink_to(tmp_path / "other")
     assert sandbox.remove(owned) == 0
     assert (tmp_path / "other" / "mine").exists()
+
+
+def test_a_sandbox_left_empty_is_used_again_and_no_other(tmp_path: Path) -> None:
+    spares = sandbox.Spares()
+    first = spares.take(str(tmp_path / "1"))
+    (tmp_path / "1").chmod(0o755)
+    assert spares.keep(first) and not (tmp_path / "1").exists()
+    second = spares.take(str(tmp_path / "2"))
+    assert second.inode == first.inode
+    assert (tmp_path / "2").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "2" / "file").touch()
+    assert not spares.keep(second) and (tmp_path / "2" / "file").exists()
+    (tmp_path / "2").rename(tmp_path / "moved")
+    (tmp_path / "2").mkdir()
+    assert not spares.keep(second) and (tmp_path / "2").exists()
+    third = spares.take(str(tmp_path / "3"))
+    assert spares.keep(third)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(ValueError, match="must be empty"):
+        spares.take(str(tmp_path / "full"))
+    spares.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "full", "moved"]
