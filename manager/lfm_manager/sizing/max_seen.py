@@ -46,4 +46,4 @@ class MaxSeen:
 
     def _rounded(self, largest: float) -> float:
         bucket = self._bucket  # a third of a bucket of slack, then up to its end
-        return ceil((largest + floor(bucket / 3)) / bucket) * bucket
+        return max(1, ceil((largest + floor(bucket / 3)) / bucket)) * bucket
