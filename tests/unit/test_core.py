@@ -444,7 +444,7 @@ def test_as_many_calls_of_an_unseen_category_run_at_once_as_there_are_cores() ->
         assert len(core.workers[W1].running) == cores
 
 
-def test_a_tenth_of_what_growing_calls_hold_is_kept_free_for_them() -> None:
+def test_a_tenth_of_what_calls_of_unknown_growth_hold_is_kept_free_for_them() -> None:
     desk = Desk()
     desk.worker(cores=8, memory=4 * GB)
     for n in range(8):
@@ -455,6 +455,31 @@ def test_a_tenth_of_what_growing_calls_hold_is_kept_free_for_them() -> None:
     for n in range(8):
         other.submit(f"a{n}")
     assert len(other.core.workers[W1].running) == 4  # a user's own limits do not grow
+
+
+class Foretelling(Constant):
+    """Gives 1 GB, and foresees seven."""
+
+    def expected(self, category: str, input_bytes: float, at_least: float) -> float | None:
+        return max(7.0 * GB, at_least)
+
+
+def test_a_third_of_the_growth_that_is_foreseen_is_kept_free() -> None:
+    desk = Desk()
+    desk.core = ManagerCore({"memory": Foretelling(GB), "disk": Constant(GB)})
+    desk.client()
+    desk.declare()
+    desk.do(e.EnvironmentBuilt(ENV, TARBALL, 1000, "3.11.7", "x86_64", "glibc 2.31"))
+    desk.worker(cores=16, memory=12 * GB)
+    desk.submit("first", Request(disk=0))
+    desk.do(e.WorkerSaid(W1, m.CallEnded(
+        TaskId("first"), 1, Returned(Inline(b"")), Usage(wall_s=10, memory=GB, memory_by="cgroup"))))
+    for n in range(16):
+        desk.submit(f"a{n}", Request(disk=0))
+    worker = desk.core.workers[W1]
+    held = desk.core.calls.tasks[TaskId("a0")].state
+    assert isinstance(held, Placed) and held.allocation.memory <= GB + (1 << 20)
+    assert len(worker.running) == 3 and worker.promised <= worker.memory
 
 
 def test_gpus_are_given_by_name_and_taken_back() -> None:

@@ -8,7 +8,8 @@ import pytest
 from lfm_manager.sizing import make
 from lfm_manager.sizing.experts import Points
 from lfm_manager.sizing.pool import Pool
-from lfm_manager.sizing.ratios import Ratios
+from lfm_manager.sizing.ratios import Ratios, cheapest
+from lfm_manager.sizing.sizer import Foreseeing
 
 GB = 1e9
 CAP = 128 * GB
@@ -284,3 +285,22 @@ def test_once_inputs_have_sizes_these_are_what_counts() -> None:
         x = (1 + k * 37 % 50) * 1e6
         sizer.succeeded("a", x, 100 * x, 60)
     assert 1e8 <= sizer.predict("a", 1e6, None, CAP) < 1 * GB
+
+
+def test_what_has_outgrown_more_is_expected_to_come_to_more() -> None:
+    sizer = make("auto", "memory")
+    assert isinstance(sizer, Foreseeing)
+    assert sizer.expected("a", 0, 0) is None
+    for n in range(100):
+        sizer.succeeded("a", 0, (1 + n % 4) * 1e9, 100)
+    foreseen = [sizer.expected("a", 0, at_least) or 0 for at_least in (0, 1.5e9, 2.5e9, 3.5e9, 9e9)]
+    assert foreseen == sorted(foreseen)
+    assert 2e9 < foreseen[0] < 3e9 and foreseen[3] == pytest.approx(4e9) and foreseen[-1] == pytest.approx(9e9)
+
+
+def test_the_fewer_start_again_the_smaller_the_first_size() -> None:
+    ratios = Ratios(256, 1.0)
+    for n in range(41, 105):
+        ratios.add(float(n), 10.0, 10.0)
+    sizes = [cheapest(ratios.ratios, ratios.weights, lost + 0.01, lost)[0] for lost in (0.0, 0.1, 0.5, 1.0)]
+    assert sizes == sorted(sizes) and sizes[0] < 50 < 100 < sizes[-1]

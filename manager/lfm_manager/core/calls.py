@@ -45,7 +45,7 @@ from lfm_manager.core.past import Past
 from lfm_manager.core.policy import Policy
 from lfm_manager.core.schedule import Placement, Scheduler
 from lfm_manager.core.sessions import Session
-from lfm_manager.core.sizes import Sizes, input_size, was_asked
+from lfm_manager.core.sizes import UNKNOWN, Sizes, input_size, was_asked
 from lfm_manager.core.tasks import Adrift, Collecting, Done, Failed, Placed, Ready, Task, Waiting
 from lfm_manager.core.workers import Worker, millicores
 
@@ -209,7 +209,7 @@ class Calls:
         task.attempt += 1
         gpus = tuple(worker.free_devices[: demand.gpus])
         task.become(Placed(worker.peer, task.attempt, allocation, gpus, now, None, placement.ahead))
-        self._hold(task, worker, allocation, gpus)
+        self._hold(task, worker, allocation, gpus, demand.promise)
         self._out.append(SaveAttempt(task.id, task.attempt, worker.hello.session))
         if submit.function not in worker.functions:
             self._define(worker, function, built.tarball)
@@ -230,14 +230,16 @@ class Calls:
             declared.function, declared.name, tarball, declared.code, declared.overlay, declared.preload,
         )))
 
-    def _hold(self, task: Task, worker: Worker, amount: Resources, gpus: tuple[str, ...]) -> None:
-        worker.take(task.id, amount, gpus, alone=task.alone, grows=task.grows)
+    def _hold(
+        self, task: Task, worker: Worker, amount: Resources, gpus: tuple[str, ...], promise: int
+    ) -> None:
+        worker.take(task.id, amount, gpus, alone=task.alone, promise=promise)
         task.session.millicores += millicores(amount.cores)
         task.category.in_flight += 1
 
     def _let_go(self, task: Task, placed: Placed) -> Worker:
         worker = self._workers[placed.worker]
-        worker.give_back(task.id, placed.allocation, placed.gpus, grows=task.grows)
+        worker.give_back(task.id, placed.allocation, placed.gpus)
         task.session.millicores -= millicores(placed.allocation.cores)
         task.category.in_flight -= 1
         self._scheduler.room(worker)
@@ -252,7 +254,8 @@ class Calls:
         started = now if running.started else None
         task.become(Placed(worker.peer, running.attempt, amount, running.gpu_devices, now, started))
         task.attempt = max(task.attempt, running.attempt)
-        self._hold(task, worker, amount, running.gpu_devices)
+        promise = self._sizes.promise(task, amount.memory, amount.memory)
+        self._hold(task, worker, amount, running.gpu_devices, promise)
         if task.wanted:
             self._out.append(TellWorker(worker.peer, m.KillCall(task.id, running.attempt)))
 
@@ -266,7 +269,8 @@ class Calls:
         worker = self._workers[placed.worker]
         if not task.grows:
             return  # a limit that its user set; no worker raises it
-        worker.regrant(placed.allocation, allocation)
+        promise = self._sizes.promise(task, allocation.memory, allocation.memory)
+        worker.regrant(task.id, placed.allocation, allocation, promise)
         task.session.millicores += millicores(allocation.cores) - millicores(placed.allocation.cores)
         task.category.grown += 1
         task.become(replace(placed, allocation=allocation))
@@ -325,7 +329,8 @@ class Calls:
         else:
             tries.disk += 1
             given, failures = placed.allocation.disk, tries.disk
-        rung = self._sizes.next_rung(task, spent.resource, given, spent.measured, failures, spent.at_s)
+        blamed_s = 0.0 if self._was_full(placed, spent) else spent.at_s
+        rung = self._sizes.next_rung(task, spent.resource, given, spent.measured, failures, blamed_s)
         if rung is None:
             return False
         if spent.resource == "memory":
@@ -334,6 +339,12 @@ class Calls:
             task.least_disk = rung
         self._await(task, now)
         return True
+
+    def _was_full(self, placed: Placed, spent: Exhausted) -> bool:
+        """Whether a call was killed because its node had no room for it to grow, not because it grew at once."""
+        given = placed.allocation.memory
+        others = self._workers[placed.worker].free_memory - given
+        return spent.resource == "memory" and others < given // UNKNOWN
 
     def _again_or_lost(self, task: Task, reason: str, now: float) -> None:
         tries, policy = task.tries, self._policy

@@ -58,7 +58,8 @@ def _check_workers(
         assert worker.free_millicores == worker.millicores - sum(millicores(a.cores) for a in amounts)
         assert worker.free_memory == worker.memory - sum(a.memory for a in amounts)
         assert worker.free_disk == worker.disk - sum(a.disk for a in amounts)
-        assert worker.growing == sum(s.allocation.memory for t, s in here if t.grows)
+        assert worker.promised == sum(worker.running.values())
+        assert all(worker.running[t.id] >= s.allocation.memory for t, s in here)
         devices = [d for _, state in here for d in state.gpus]
         assert len(devices) == len(set(devices)), "one GPU to two calls"
         assert not set(devices) & set(worker.free_devices)

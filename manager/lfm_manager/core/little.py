@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from lfm_manager.sizing.sizer import Sizer
+from lfm_manager.sizing.sizer import Foreseeing, Sizer
 
 ASKED = 4  # first successes that the sizer always hears of, and decides by
 KEPT = 64  # later ones that it is told of if the category turns out not to be little
@@ -39,6 +39,13 @@ class Little:
         if known is not None and known.little and known.heard >= ASKED and input_bytes <= 2 * known.widest + 4096:
             return min(self._least, cap)
         return self._sizer.predict(category, input_bytes, hint, cap, in_flight=in_flight, share=share)
+
+    def expected(self, category: str, input_bytes: float, at_least: float) -> float | None:
+        """As ``Foreseeing``.  Of what is little nothing has to be foreseen."""
+        known = self._categories.get(category)
+        if known is None or known.little or not isinstance(self._sizer, Foreseeing):
+            return None
+        return self._sizer.expected(category, input_bytes, at_least)
 
     def succeeded(
         self, category: str, input_bytes: float, measured: float, wall_s: float, *, hint: float | None = None

@@ -362,6 +362,7 @@ def _covers(demand: Demand, other: Demand) -> bool:
     return (
         demand.millicores >= other.millicores
         and demand.memory >= other.memory
+        and demand.promise >= other.promise
         and demand.disk >= other.disk
         and demand.gpus >= other.gpus
         and demand.wall_time >= other.wall_time

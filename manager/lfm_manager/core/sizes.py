@@ -16,10 +16,13 @@ from lfm.protocol.resources import Request, Resources, Usage
 from lfm_manager.core.categories import Category
 from lfm_manager.core.little import Little
 from lfm_manager.core.tasks import Task
-from lfm_manager.core.workers import GROWTH, Demand, Worker, millicores
+from lfm_manager.core.workers import Demand, Worker, millicores
 from lfm_manager.sizing.sizer import Sizer
 
 LEAST = 64 << 20  # bytes: what an interpreter may need at any moment; nothing learned goes below it
+NEARLY = 0.9  # of a limit that was raised or met: what the call has taken at least
+AHEAD = 3  # one part in so many of the growth that is expected is kept free: calls grow at different times
+UNKNOWN = 10  # ... and of what is held, where nothing is known
 GRAIN = 1 << 20  # allocations are whole MiB
 ABSURD = 1 << 60  # a measurement above this is none
 
@@ -46,7 +49,7 @@ class Sizes:
         cores = sum(w.millicores for w in present) / 1000 or 1.0
         memory, disk = sum(w.memory for w in present) / cores, sum(w.disk for w in present) / cores
         # with what is kept free for growth, as many shares fit on a worker as it has cores
-        self._share = {"memory": memory * GROWTH / (GROWTH + 1), "disk": disk}
+        self._share = {"memory": memory * UNKNOWN / (UNKNOWN + 1), "disk": disk}
         largest = Largest(
             max((w.millicores for w in present), default=0), max((w.memory for w in present), default=0),
             max((w.disk for w in present), default=0), max((len(w.devices) for w in present), default=0),
@@ -76,7 +79,21 @@ class Sizes:
         """The same, as the scheduler compares it."""
         amount = self.allocation(task)
         expected = amount.wall_time if amount.wall_time is not None else task.category.mean_wall
-        return Demand(max(1, millicores(amount.cores)), amount.memory, amount.disk, amount.gpus, expected, digest, task.alone)
+        promise = self.promise(task, amount.memory, task.least_memory)
+        return Demand(
+            max(1, millicores(amount.cores)), amount.memory, amount.disk, amount.gpus, expected, digest, task.alone, promise
+        )
+
+    def promise(self, task: Task, memory: int, outgrown: float) -> int:
+        """The memory to reckon with for a call that has so much: also some of what it is expected to grow by.
+
+        ``outgrown``: an amount that it is known to have used, nearly.
+        """
+        if not task.grows or not memory:
+            return memory
+        expected = self._sizers["memory"].expected(task.category.name, task.input_bytes, NEARLY * outgrown)
+        kept = memory // UNKNOWN if expected is None else int(max(0.0, expected - memory)) // AHEAD
+        return min(max(memory, self.largest.memory), memory + kept)
 
     def _automatic(self, resource: str, task: Task, rung: int, cores: float) -> int:
         if rung:

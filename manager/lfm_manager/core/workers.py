@@ -11,8 +11,6 @@ from lfm.protocol.ids import Digest, FunctionId, PeerId, TaskId
 from lfm.protocol.messages import WorkerHello
 from lfm.protocol.resources import Resources
 
-GROWTH = 10  # one part in so many of what growing calls hold is kept free for them
-
 
 def millicores(cores: float) -> int:
     return round(cores * 1000)
@@ -29,6 +27,7 @@ class Demand:
     wall_time: float  # as long as it is expected to take; 0: unknown
     digest: Digest  # of its environment
     alone: bool = False
+    promise: int = 0  # bytes to be reckoned with: ``memory``, and some for its growth
 
 
 @dataclass(slots=True, eq=False)
@@ -44,9 +43,9 @@ class Worker:
     free_memory: int = 0
     free_disk: int = 0
     free_devices: list[str] = field(default_factory=list)
-    growing: int = 0  # bytes held by calls whose memory may grow in place
+    promised: int = 0  # bytes: what running calls hold, and what is kept free for them to grow into
     ends: float | None = None  # when its batch job ends
-    running: dict[TaskId, None] = field(default_factory=dict)
+    running: dict[TaskId, int] = field(default_factory=dict)  # bytes promised to each
     collecting: dict[TaskId, None] = field(default_factory=dict)  # results that it keeps and that are asked for
     exclusive: bool = False  # a call that must be alone runs on it
     environments: set[Digest] = field(default_factory=set)  # unpacked, or told to
@@ -91,7 +90,8 @@ class Worker:
         """Whether it fits now."""
         return (
             demand.millicores <= self.free_millicores
-            and demand.memory <= self.free_memory - self.growing // GROWTH
+            and demand.memory <= self.free_memory
+            and (demand.promise <= self.memory - self.promised or not self.running)
             and demand.disk <= self.free_disk
             and not self.exclusive
             and not self.draining
@@ -109,9 +109,9 @@ class Worker:
             and self.could(demand, now)
         )
 
-    def take(self, task: TaskId, amount: Resources, gpus: tuple[str, ...], *, alone: bool, grows: bool) -> None:
-        self.running[task] = None
-        self.growing += amount.memory if grows else 0
+    def take(self, task: TaskId, amount: Resources, gpus: tuple[str, ...], *, alone: bool, promise: int) -> None:
+        self.running[task] = promise
+        self.promised += promise
         self.free_millicores -= millicores(amount.cores)
         self.free_memory -= amount.memory
         self.free_disk -= amount.disk
@@ -120,9 +120,8 @@ class Worker:
                 self.free_devices.remove(device)
         self.exclusive = self.exclusive or alone
 
-    def give_back(self, task: TaskId, amount: Resources, gpus: tuple[str, ...], *, grows: bool) -> None:
-        del self.running[task]
-        self.growing -= amount.memory if grows else 0
+    def give_back(self, task: TaskId, amount: Resources, gpus: tuple[str, ...]) -> None:
+        self.promised -= self.running.pop(task)
         self.free_millicores += millicores(amount.cores)
         self.free_memory += amount.memory
         self.free_disk += amount.disk
@@ -130,9 +129,10 @@ class Worker:
         if not self.running:
             self.exclusive = False
 
-    def regrant(self, before: Resources, after: Resources) -> None:
+    def regrant(self, task: TaskId, before: Resources, after: Resources, promise: int) -> None:
         """A running call has grown."""
-        self.growing += after.memory - before.memory
+        self.promised += promise - self.running[task]
+        self.running[task] = promise
         self.free_millicores -= millicores(after.cores) - millicores(before.cores)
         self.free_memory -= after.memory - before.memory
         self.free_disk -= after.disk - before.disk

@@ -94,8 +94,8 @@ class _Category:
         """What an expert would give now; the constant one speaks for those that cannot."""
         window = self.windows[expert]
         if expected is None or not len(window):
-            return self.windows[CONSTANT].factor(failure)
-        return expected * window.factor(failure)
+            return self.windows[CONSTANT].factor(failure, self.price.share)
+        return expected * window.factor(failure, self.price.share)
 
     def learn(self, x: float, y: float, seconds: float) -> None:
         if x > 0 and not self.sized:
@@ -142,7 +142,7 @@ class _Category:
         window = self.windows[expert]
         if len(window) < 2:
             return float("inf")
-        window.factor(failure)
+        window.factor(failure, self.price.share)
         doubt = 1.0 if self.sized or expert == CONSTANT else EARNED
         return self.losses[expert] * window.cost * doubt
 
@@ -171,6 +171,16 @@ class Auto:
             return within(max(size, share), hint, cap)
         expected = known.expected(known.expert, _telling(input_bytes))
         return within(known.allocation(known.expert, expected, known.failure), hint, cap)
+
+    def expected(self, category: str, input_bytes: float, at_least: float) -> float | None:
+        known = self._categories.get(category)
+        if known is None:
+            return None
+        factor = known.expected(known.expert, _telling(input_bytes))
+        window = known.windows[known.expert]
+        if factor is None or not len(window):
+            factor, window = 1.0, known.windows[CONSTANT]
+        return factor * window.mean_above(at_least / factor)
 
     def succeeded(
         self, category: str, input_bytes: float, measured: float, wall_s: float, *, hint: float | None = None
@@ -217,7 +227,7 @@ def _unseen_rung(allocation: float, hint: float | None) -> float:
 
 def _rung(known: _Category, attempt: int, allocation: float) -> float:
     """Among the sizes seen that are larger, the one that wastes least; beyond them all, half as much again."""
-    found = known.windows[CONSTANT].factor_above(allocation, known.failure)
+    found = known.windows[CONSTANT].factor_above(allocation, known.failure, known.price.share)
     if found is not None:
         return found
     larger = allocation * (1.5 if attempt < 3 else 2)

@@ -81,21 +81,32 @@ class Ratios:
         if self._fresh * often >= len(self.ratios):
             self._stale = True
 
-    def factor(self, failure: float) -> float:
-        """The safety factor; ``failure`` is what a failed second costs, in seconds of the same size."""
+    def factor(self, failure: float, lost: float = 1.0) -> float:
+        """The safety factor; ``failure`` is what a failed second costs, in seconds of the same size.
+
+        ``lost``: the share of those that outgrow it which start again; the rest grow where they run.
+        """
         if self._stale:
-            self._factor, self.rung, cost = cheapest(self.ratios, self.weights, failure)
+            self._factor, self.rung, cost = cheapest(self.ratios, self.weights, failure, lost)
             self.cost = cost / self._time
             self._stale = False
             self._fresh = 0
         return self._factor
 
-    def factor_above(self, ratio: float, failure: float) -> float | None:
+    def factor_above(self, ratio: float, failure: float, lost: float = 1.0) -> float | None:
         """The same choice among what is larger than ``ratio``; None where nothing is."""
         first = bisect_right(self.ratios, ratio)
         if first == len(self.ratios):
             return None
-        return cheapest(self.ratios[first:], self.weights[first:], failure)[0]
+        return cheapest(self.ratios[first:], self.weights[first:], failure, lost)[0]
+
+    def mean_above(self, ratio: float) -> float:
+        """What one that is larger than ``ratio`` comes to, on average over time; ``ratio`` if none was so large."""
+        first = bisect_right(self.ratios, ratio)
+        if first == len(self.ratios):
+            return ratio
+        weights = self.weights[first:]
+        return float(sum(map(mul, self.ratios[first:], weights)) / sum(weights))
 
     def _forget_oldest(self) -> None:
         ratio, seconds = self._arrived.popleft()
@@ -114,7 +125,9 @@ class Ratios:
         self._arrived = deque((r, s * down) for r, s in self._arrived)
 
 
-def cheapest(ratios: Sequence[float], weights: Sequence[float], failure: float) -> tuple[float, float, float]:
+def cheapest(
+    ratios: Sequence[float], weights: Sequence[float], failure: float, lost: float = 1.0
+) -> tuple[float, float, float]:
     """The factor that wastes least over sorted weighted ratios, the rung above it, and what it would have wasted."""
     n = len(ratios)
     top = ratios[-1]
@@ -124,7 +137,7 @@ def cheapest(ratios: Sequence[float], weights: Sequence[float], failure: float) 
     median = (ratios[below] + ratios[n // 2]) / 2
     excess = sum(ratios[above_half:]) / (n - above_half) - median if n > 1 else 0.0
     scale = (excess * n + SPREAD * top * DOUBT) / (n + DOUBT)
-    again = GROWTH - 1
+    again = lost * (GROWTH - 1)
     unseen = total / (n + 1)  # the weight of one observation not made yet
     reach = scale * log(max(1.0, (failure + again) * top / (scale * (n + 1))))
     rung = top + reach
@@ -133,17 +146,19 @@ def cheapest(ratios: Sequence[float], weights: Sequence[float], failure: float) 
     best = total * rung + unseen * exp(-reach / scale) * (failure + again) * rung - tail
     factor = rung
     each, more = total + failure * unseen, failure - 1
-    least = ratios[0] * each
-    above, last = 0.0, top
+    short, fits = lost * rung, 1 - lost  # per weight above: what starts again gets the rung, what grows what it needs
+    above, moment_above, last = 0.0, 0.0, top
     if ratios[0] >= top * NARROW:
         return factor, rung, best + tail - moment  # all alike: no other candidate
     for q, weight in zip(reversed(ratios), reversed(weights), strict=True):
         if q < last * NARROW:
-            cost = q * (each + more * above) + rung * above
+            beyond = short * above + fits * moment_above
+            cost = q * (each + more * above) + beyond
             if cost < best:
                 best, factor = cost, q
-            elif least + rung * above >= best:
+            elif beyond >= best:
                 break  # whatever is smaller costs more
         last = q
         above += weight
+        moment_above += q * weight
     return factor, rung, best + tail - moment

@@ -10,7 +10,7 @@ somebody thinks that the call takes: first attempts stay below it, retries may p
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Sizer(Protocol):
@@ -53,6 +53,16 @@ class Sizer(Protocol):
     ) -> float | None:
         """The next allocation after attempt number ``attempt`` (from 1) was too small; None: ``cap`` was too small.
 
-        ``spent_s`` is how long the attempt lived; not given, it is taken to be as long as a whole call.
+        ``spent_s`` is how long the attempt lived, 0 where its size was not to blame: the node had no room to let
+        it grow.  Not given, it is taken to be as long as a whole call.
         """
+        ...
+
+
+@runtime_checkable
+class Foreseeing(Protocol):
+    """A strategy that can also say what running calls will come to."""
+
+    def expected(self, category: str, input_bytes: float, at_least: float) -> float | None:
+        """What a call comes to on average that takes more than ``at_least``; None: nothing is known of its like."""
         ...
