@@ -53,7 +53,7 @@ class Monitor:
         self.stray_cpu = 0.0
         self.last = 0  # the call that was reported last
         self.io = b""
-        self.oom_kills = contain.oom_kills()
+        self.oom_kills = 0  # when the watch began
         self.warm = b""  # what the forker is to load before the next process
         self.warming = 0.0  # until when it may take to do so
 
@@ -250,8 +250,8 @@ class Monitor:
             for one in self._end_all():
                 flags |= wire.STRAY
                 self.stray_cpu += one.cpu
-        if over.status == signal.SIGKILL and not breach and contain.oom_kills() > self.oom_kills:
-            flags |= wire.OUT_OF_MEMORY
+        if over.status == signal.SIGKILL and not breach and self.watch and contain.oom_kills() > self.oom_kills:
+            flags |= wire.OUT_OF_MEMORY  # who did not live to be watched cannot have taken much
         if self.printed or self.muted or flags & wire.STRAY or breach or over.status:
             for stream in (self.stdout, self.stderr):
                 while stream.pump():
