@@ -29,11 +29,16 @@ class Calls:
 
     def __init__(
         self, say: Callable[[m.Message], None], outgoing: Outgoing, incoming: Incoming, *,
-        new_id: Callable[[], TaskId], repaired: Callable[[Repair], object],
+        new_id: Callable[[], TaskId], repaired: Callable[[Repair], object], keep: bool,
     ) -> None:  # fmt: skip
-        """``repaired`` is called in another thread; it sees to it that ``again`` is called in ours."""
+        """``repaired`` is called in another thread; it sees to it that ``again`` is called in ours.
+
+        ``keep``: the manager is to keep what came of a call until somebody has taken it from its future.
+        """
         self._say, self._outgoing, self._incoming, self._new_id = say, outgoing, incoming, new_id
         self._open: dict[TaskId, Future[Any]] = {}  # the manager has them
+        self._keep = keep
+        self._kept: dict[TaskId, Future[Any]] = {}  # over; the manager keeps what came of them
         self._declared: set[EnvironmentKey | FunctionId] = set()
         self._released: list[TaskId] = []
         self._repairs = Repairs(outgoing, repaired)
@@ -46,6 +51,10 @@ class Calls:
     def snapshot(self) -> list[Future[Any]]:
         """Those that are not over; for any thread."""
         return [*self._open.copy().values(), *(future for future, _ in self._repairs.waiting)]
+
+    def kept(self) -> list[Future[Any]]:
+        """Those that are over and not taken; for any thread."""
+        return list(self._kept.copy().values())
 
     # -- what we say
 
@@ -118,6 +127,16 @@ class Calls:
 
     # -- what we hear
 
+    def yours(self, future: Future[Any]) -> None:
+        """A call of this session that was submitted elsewhere."""
+        if future._id not in self._open and future._id not in self._kept:
+            self._open[future._id] = future
+
+    def taken(self, task: TaskId) -> None:
+        """Somebody has what came of it."""
+        if self._kept.pop(task, None) is not None:
+            self._released.append(task)
+
     def started(self, message: m.Started) -> None:
         future = self._open.get(message.task)
         if future is None:
@@ -130,7 +149,8 @@ class Calls:
     def finished(self, message: m.Finished) -> None:
         future = self._open.get(message.task)
         if future is None:  # cancelled here: what came of it is dropped
-            self._released.append(message.task)
+            if message.task not in self._kept:  # else it is said again, after a cut
+                self._released.append(message.task)
             return
         match message.outcome:
             case o.Returned(o.Inline(data)) | o.Raised(error=o.Inline(data)):
@@ -148,7 +168,11 @@ class Calls:
     def _complete(self, future: Future[Any], finished: m.Finished, data: Buffer | None) -> None:
         """The future's last moment with us.  ``data`` None: there is none, or it could not be had."""
         self._open.pop(finished.task, None)
-        self._released.append(finished.task)
+        if self._keep and not future.cancelled() and not isinstance(finished.outcome, o.Cancelled):
+            self._kept[finished.task] = future
+            future._kept = True
+        else:
+            self._released.append(finished.task)
         self._let_go(future)
         if future._earlier:
             attempts = (*future._earlier, *finished.attempts)
@@ -197,9 +221,15 @@ class Calls:
             with contextlib.suppress(InvalidStateError):
                 future.set_exception(error)
 
+    @property
+    def repairing(self) -> bool:
+        """Whether some wait here for a better environment."""
+        return bool(self._repairs.waiting)
+
     def fail_all(self, error: Callable[[], BaseException]) -> None:
         """No manager any more."""
         for future in self.snapshot():
+            future._kept = False
             self._let_go(future)
             with contextlib.suppress(InvalidStateError):
                 future.set_exception(error())  # each its own: a traceback belongs to one

@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import os
+import re
 import socket
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -116,10 +117,12 @@ class Executor(_Face):
 
     def __init__(
         self, run: str | os.PathLike[str] | None = None, *, workers: int | None = None, cores: float | None = None,
-        memory: str | int | None = None,
+        memory: str | int | None = None, session: str | None = None,
     ) -> None:
         """``run``: name, run directory or connection file of a running manager; None: ``LFM_RUN``, else a manager
         and ``workers`` workers (1) of ``cores`` and ``memory`` each are started on this machine, and end with it.
+        ``session``: a name by which its calls are found again, by this process after ``detach`` or by another;
+        the latest has them.
 
         ConnectionFailed if the manager cannot be reached.
         """
@@ -127,6 +130,8 @@ class Executor(_Face):
             raise ValueError("max_workers must be greater than 0")
         if cores is not None and cores <= 0:
             raise ValueError("cores must be greater than 0")
+        if session is not None and not re.fullmatch(r"[\w.-]+", session):
+            raise ValueError(f"session={session!r}: a name of letters, digits, '.', '_' and '-'")
         sized = None if memory is None else parse_size(memory)
         self._via = next(_views)
         self._options = Options()
@@ -135,6 +140,8 @@ class Executor(_Face):
                 raise ConnectionFailed(
                     "a call cannot start a manager of its own; submit from the client, or name a running one: lfm.Executor(NAME)"
                 )
+            if session is not None:
+                raise TypeError("a session needs a manager that outlives this process: lfm.Executor(RUN, session=...)")
             from lfm.embedded import Embedded
 
             embedded = Embedded(workers or 1, cores, sized)
@@ -151,13 +158,27 @@ class Executor(_Face):
 
             if run is not None and (workers, cores, memory) != (None, None, None):
                 raise TypeError("workers=, cores= and memory= size the workers of an own manager; a running one was named")
-            self._session = Session(lambda: find_run(run, "client"), blobs=_blobs_here(run))
+            self._session = Session(lambda: find_run(run, "client"), blobs=_blobs_here(run), called=session)
         # An executor that nobody holds any more answers what it was asked, and ends.
         weakref.finalize(self, self._session.close, wait=False).atexit = False
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; answer those that were submitted, unless they wait and ``cancel_futures``."""
         self._session.close(wait=wait, cancel=cancel_futures)
+
+    def futures(self) -> list[Future[Any]]:
+        """The futures of the calls that are not over.
+
+        Of a named session also those that are, until their result is taken; whoever submitted them.
+        """
+        return self._session.futures()
+
+    def detach(self, timeout: float | None = None) -> None:
+        """Leave a named session as soon as the manager has all that its calls need; they go on.
+
+        ``lfm.Executor(RUN, session=NAME).futures()`` has them then.  TimeoutError after ``timeout`` seconds.
+        """
+        self._session.leave(timeout)
 
     def _kill(self) -> None:
         self._session.close(kill=True)

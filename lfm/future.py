@@ -27,6 +27,7 @@ class Owner(Protocol):
     def cancelled(self, future: Future[Any]) -> None: ...
     def kill(self, future: Future[Any]) -> None: ...
     def ask(self, what: str, **arguments: Any) -> dict[str, Any]: ...
+    def taken(self, future: Future[Any]) -> None: ...
 
 
 class Future(concurrent.futures.Future[T]):
@@ -43,6 +44,7 @@ class Future(concurrent.futures.Future[T]):
     _via = 0  # the view that it was submitted by
     _earlier: tuple[Attempt, ...] = ()  # in environments that lacked a module
     _lacked: tuple[str, ...] = ()  # these modules
+    _kept = False  # the manager keeps what came of it until somebody has taken it
 
     # -- what concurrent.futures promises
 
@@ -64,17 +66,27 @@ class Future(concurrent.futures.Future[T]):
             value = super().result(timeout)
             return self._open() if type(value) is Sealed else value
         finally:
+            if self._kept:
+                self._take()
             del self  # the exception's traceback holds this frame
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What ``result`` would raise, or None."""
         error = super().exception(timeout)
+        if self._kept:
+            self._take()
         if error is None and type(self._result) is Sealed:
             try:
                 self._open()
             except RemoteError as trouble:
                 return trouble
         return error
+
+    def _take(self) -> None:
+        """Somebody has the value or the error: the manager need not keep it for another process of this session."""
+        if self.done() and self._owner is not None:
+            self._kept = False
+            self._owner.taken(self)
 
     def _open(self) -> T:
         with self._condition:

@@ -54,6 +54,7 @@ PATIENCE = 600.0  # seconds without a manager after which calls are given up
 GONE_PATIENCE = 10.0  # the same, once its connection file was taken back
 ON_THE_WAY = 8192  # messages that may wait in the link; the rest waits here, not yet encoded
 RELEASE_AFTER, RELEASE_MANY = 0.1, 256  # seconds, results: the manager may keep what we have for so long
+LEAVE_LOOK, LEAVE_AT_ONCE = 0.1, 5.0  # seconds: between two looks whether all is said; the same after Ctrl-C, at most
 CHECK_EVERY = 1.0  # seconds, where the system cannot tell that a process has ended
 
 
@@ -72,7 +73,14 @@ class _Stop:
     future: Future[Any]
 
 
-Word = Future[Any] | _Withdraw | _Stop | Repair | m.Message  # what is left in the outbox
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """Somebody has what came of this call."""
+
+    task: TaskId
+
+
+Word = Future[Any] | _Withdraw | _Stop | _Taken | Repair | m.Message  # what is left in the outbox
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
@@ -80,10 +88,12 @@ class Session:
     """The link, its thread, and the calls that are not over."""
 
     def __init__(
-        self, connection: Callable[[], ConnectionFile], embedded: Embedded | None = None, blobs: Path | None = None
-    ) -> None:
-        """``blobs``: the manager's store, if it lies on this machine."""
+        self, connection: Callable[[], ConnectionFile], embedded: Embedded | None = None, blobs: Path | None = None,
+        called: str | None = None,
+    ) -> None:  # fmt: skip
+        """``blobs``: the manager's store, if it lies on this machine.  ``called``: by which the session is found again."""
         self.name = secrets.token_hex(6)
+        self._called = called
         self._embedded = embedded
         self._connection = connection
         self._pid = os.getpid()
@@ -96,11 +106,14 @@ class Session:
         self._makings = Makings(self._outgoing.plan, self.spool, self._post)
         self._numbers = itertools.count(1)
         self._calls = Calls(
-            self._dialer.send, self._outgoing, self._incoming, new_id=self._new_id, repaired=self._post
-        )
+            self._dialer.send, self._outgoing, self._incoming, new_id=self._new_id, repaired=self._post,
+            keep=called is not None,
+        )  # fmt: skip
+        self._others: dict[str, int] = {}  # who else submitted calls of this session, in their order
+        self._complete = called is None  # all that they submitted is known here
 
         self._lock = threading.Lock()  # of the outbox's door: what was let in before it closed is answered
-        self._closing = self._ended = False
+        self._closing = self._leaving = self._ended = False
         self._broken: Exception | None = None
         self._outbox: deque[Word] = deque()
         self._asleep = False
@@ -124,7 +137,7 @@ class Session:
             user = getpass.getuser()
         except (KeyError, OSError):  # a container's uid without a name
             user = str(os.getuid())
-        return m.ClientHello(self.name, user, socket.gethostname(), self._pid)
+        return m.ClientHello(self.name, user, socket.gethostname(), self._pid, self._called)
 
     # ---------------------------------------------------------------- for everybody: leaving word
 
@@ -170,6 +183,22 @@ class Session:
     def kill(self, future: Future[Any]) -> None:
         """Stop a call, wherever it is."""
         self._post(_Stop(future))
+
+    def taken(self, future: Future[Any]) -> None:
+        """What came of a call need not be kept for another process of this session."""
+        self._post(_Taken(future._id))
+
+    def futures(self) -> list[Future[Any]]:
+        """All calls of the session that are not over, or whose result nobody has taken; in their order."""
+        if not self._complete:
+            self.ask("info")  # the answer comes after all that the manager says to whom it greets
+            self._complete = True
+        found = {id(future): future for future in (*self._calls.kept(), *self.outstanding())}
+        return sorted(found.values(), key=self._order)
+
+    def _order(self, future: Future[Any]) -> tuple[int, list[int]]:
+        who, _, number = future._id.rpartition("-")
+        return self._others.get(who, len(self._others)), [int(part) for part in number.split(".")]
 
     def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
         """A question to the manager.  LfmError if it cannot be answered."""
@@ -235,8 +264,19 @@ class Session:
         return [f for f in found.values() if not f.done() and (via is None or f._via == via)]
 
     def close(self, wait: bool = True, cancel: bool = False, kill: bool = False) -> None:
-        """Take no more.  The rest is answered first, unless it is cancelled (waiting) or killed (all)."""
+        """Take no more.  The rest is answered first, unless it is cancelled (waiting) or killed (all).
+
+        A session with a name is left instead of killed.
+        """
         if self._pid != os.getpid():
+            return
+        if kill and self._called is not None:  # found again by its name
+            try:
+                self.leave(LEAVE_AT_ONCE)
+            except (TimeoutError, LfmError):
+                with self._lock:
+                    self._closing = self._leaving = self._asleep = True
+                    self._wake()
             return
         with self._lock:
             self._closing = True
@@ -249,6 +289,37 @@ class Session:
             self._wake()
         if wait and threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def leave(self, timeout: float | None = None) -> None:
+        """Go, once the manager has all that the calls need; they go on without us.
+
+        TimeoutError, and nothing has changed, if that takes longer than ``timeout`` seconds.
+        """
+        if self._called is None:
+            raise RuntimeError("only a session with a name can be left and found again: lfm.Executor(RUN, session=NAME)")
+        if self._ended or self._pid != os.getpid():
+            return
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            before, self._closing = self._closing, True
+        while not self._ended and (self._calls.repairing or self._needed()):
+            if end is not None and time.monotonic() >= end:
+                with self._lock:
+                    self._closing = before
+                raise TimeoutError("the manager does not have yet all that the calls need")
+            time.sleep(LEAVE_LOOK)
+        with self._lock:
+            self._leaving = self._asleep = True
+            self._wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _needed(self) -> int:
+        """How many calls could not run without this process."""
+        try:
+            return int(self.ask("leaving")["needed"])
+        except RuntimeError:  # all is over, and the session with it
+            return 0
 
     def abandon(self) -> None:
         """In a forked child: nothing here is ours."""
@@ -281,7 +352,7 @@ class Session:
         return True
 
     def _is_over(self) -> bool:
-        return self._closing and not (self._outbox or self._calls or self._questions)
+        return self._closing and (self._leaving or not (self._outbox or self._calls or self._questions))
 
     def _turn(self) -> None:
         """Hear, say, sleep until there is something to do."""
@@ -357,6 +428,8 @@ class Session:
                     self._calls.withdraw(future)
                 case _Stop(future):
                     self._calls.stop(future)
+                case _Taken(task):
+                    self._calls.taken(task)
                 case Repair():
                     self._repaired(word)
                 case _:
@@ -389,6 +462,10 @@ class Session:
                 self._incoming.hear(message)
             case m.Capacity():
                 self.capacity = message
+            case m.Yours():
+                self._adopt(message)
+            case m.SessionTaken(host, pid):
+                raise ConnectionFailed(f"session {self._called!r} is now that of process {pid} on {host}; its futures are there")
             case m.EnvironmentProgress():
                 self._news.hear(message)
                 self._makings.hear(message)
@@ -405,6 +482,14 @@ class Session:
                     self._calls.say_all_again()
             case _:
                 raise ProtocolError(f"the manager said {type(message).__name__} to a client")
+
+    def _adopt(self, yours: m.Yours) -> None:
+        future: Future[Any] = Future()
+        future._id, future._name, future._environment, future._owner = yours.task, yours.name, yours.environment, self
+        who = yours.task.rpartition("-")[0]
+        if who != self.name:
+            self._others.setdefault(who, len(self._others))
+        self._calls.yours(future)
 
     def _notice(self, notice: m.Notice) -> None:
         if notice.level != "warning":
@@ -436,15 +521,19 @@ class Session:
             one.__cause__ = cause
             return one
 
+        self._give_up(told)
+        for question in list(self._questions.values()):
+            with contextlib.suppress(InvalidStateError):
+                question.set_exception(told())
+
+    def _give_up(self, error: Callable[[], Exception]) -> None:
+        """Nobody here hears of the calls any more."""
         while self._outbox:
             word = self._outbox.popleft()
             if isinstance(word, Future):
                 with contextlib.suppress(InvalidStateError):
-                    word.set_exception(told())
-        self._calls.fail_all(told)
-        for question in list(self._questions.values()):
-            with contextlib.suppress(InvalidStateError):
-                question.set_exception(told())
+                    word.set_exception(error())
+        self._calls.fail_all(error)
 
     def _end(self) -> None:
         self._incoming.close()
@@ -453,6 +542,9 @@ class Session:
             with contextlib.suppress(ConnectionFailed, ProtocolError):
                 self._calls.release()
                 self._dialer.flush()
+            if self._leaving:
+                again = f"lfm.Executor({self._run_name!r}, session={self._called!r}).futures()"
+                self._give_up(lambda: ConnectionFailed(f"session {self._called!r} was left; to have it again: {again}"))
         self._dialer.close(goodbye=True)
         if self._embedded is not None:
             self._embedded.stop()

@@ -25,6 +25,7 @@ OWN = {  # name: where it is, and one line for the help
     "explain": ("lfm.cli.tasks:explain", "Why a call waits, or how it ended."),
     "logs": ("lfm.cli.tasks:logs", "What a call printed."),
     "cancel": ("lfm.cli.tasks:cancel", "Take calls back; kill those that run."),
+    "retry": ("lfm.cli.tasks:retry", "Run failed calls again."),
     "categories": ("lfm.cli.status:categories", "Per function: allocated and measured."),
     "monitor": ("lfm.cli.monitor:monitor", "One command under a monitor, with no manager."),
 }
