@@ -461,7 +461,7 @@ def test_the_kernels_want_of_memory_is_said(tmp_path: Path) -> None:
         (group / "memory.limit_in_bytes").write_text("200000000")
         (group / "cgroup.procs").write_text(str(bench.host.pid))
         bench.until(lambda: bool(bench.host.told))
-        outcome = bench.run(lambda: len(bytearray(400_000_000)))
+        outcome = bench.run(lambda: (time.sleep(1), len(bytearray(400_000_000))))  # its monitor watches it by then
         assert isinstance(outcome, Crashed) and outcome.signal == signal.SIGKILL
         assert "out of memory" in outcome.hint
         outcome = bench.run(lambda: os.kill(os.getpid(), signal.SIGKILL))
