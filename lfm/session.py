@@ -193,7 +193,8 @@ class Session:
         if not self._complete:
             self.ask("info")  # the answer comes after all that the manager says to whom it greets
             self._complete = True
-        found = {id(future): future for future in (*self._calls.kept(), *self.outstanding())}
+        kept = [future for future in self._calls.kept() if future._kept]  # else it is just being taken
+        found = {id(future): future for future in (*kept, *self.outstanding())}
         return sorted(found.values(), key=self._order)
 
     def _order(self, future: Future[Any]) -> tuple[int, list[int]]:
