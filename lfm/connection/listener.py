@@ -151,12 +151,10 @@ class Listener:
         news: News = []
         self._open_doors()
         now = time.monotonic()
-        for _ in range(limit):
-            try:
-                first = self._router.recv(zmq.NOBLOCK, copy=False)
-                packet = self._router.recv_multipart(zmq.NOBLOCK) if first.more else []
-            except zmq.Again:
-                break
+        while limit and readable(self._router):
+            limit -= 1
+            first = self._router.recv(zmq.NOBLOCK, copy=False)
+            packet = self._router.recv_multipart(zmq.NOBLOCK) if first.more else []
             self._take(first, packet, now, news)
         if readable(self._closings):
             self._look_for_closed(now, news)
@@ -164,11 +162,8 @@ class Listener:
 
     def _open_doors(self) -> None:
         """ZAP (RFC 27): admit a CURVE key that this run has given out."""
-        while True:
-            try:
-                request = self._zap.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        while readable(self._zap):
+            request = self._zap.recv_multipart(zmq.NOBLOCK)
             version, number = request[0], request[1]
             key = request[6] if len(request) == 7 and request[5] == b"CURVE" else b""
             role = self._run.role_of(z85.encode(key)) if len(key) == 32 else None
@@ -367,6 +362,14 @@ class Listener:
         self._by_peer.pop(session.peer, None)
         self._dirty.pop(session.peer, None)
         news.append(Left(session.peer, reason, sure, goodbye))
+
+    def part(self, patience: float) -> None:
+        """Send what is queued, and wait until it was heard: who is cut off drops what it has not read."""
+        end = time.monotonic() + patience
+        self.flush()
+        while any(s.link.unacknowledged and s.route for s in self._by_peer.values()) and time.monotonic() < end:
+            self._router.poll(20)
+            self.receive()
 
     def close(self) -> None:
         self._router.disable_monitor()

@@ -44,6 +44,7 @@ from lfm_manager.shell.transfers import Transfers
 
 log = logging.getLogger(__name__)
 
+LAST_WORDS = 0.5  # seconds that what was said last may take to be heard
 FAREWELL = 2.0  # seconds that workers without calls have to leave, when the manager is stopped
 PACKETS = 64  # of all peers taken in one round: the rest waits in the socket, and answers are not kept back
 ONLY_CLIENTS = ("drain", "stop", "shutdown", "cancel", "retry", "leaving")  # questions that change something
@@ -424,7 +425,7 @@ class Manager:
     def close(self) -> None:
         """Let go of everything; the run directory can be taken up again."""
         self._commit()
-        self.listener.flush()
+        self.listener.part(LAST_WORDS)
         self.builds.close()
         self.transfers.close()
         self.listener.close()
