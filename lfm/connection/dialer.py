@@ -148,11 +148,8 @@ class Dialer:
         news, self._early = self._early, []
         before = self._heard
         for one in self._sockets():
-            while not one.closed:
-                try:
-                    packet = one.recv_multipart(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
+            while not one.closed and readable(one):
+                packet = one.recv_multipart(zmq.NOBLOCK)
                 self._heard = time.monotonic()
                 if self._socket is None:
                     self._choose(one)

@@ -75,6 +75,8 @@ class Pool:
     def superfluous(self, now: float, idle_s: float, keep: int) -> list[int]:
         """Idle templates that are replaced, idle for too long, or more than ``keep``."""
         idle = sorted((t.idle_since, n) for n, t in self.templates.items() if not t.calls)
+        if not idle:
+            return []
         gone = [n for since, n in idle if now - since >= idle_s or not self.is_current(n)]
         rest = [n for _, n in idle if n not in gone]
         return gone + rest[: max(0, len(rest) - keep)]

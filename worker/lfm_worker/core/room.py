@@ -31,6 +31,11 @@ class Room:
         self.cores_free = offer.cores
         self.memory_free = offer.memory
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more fits."""
+        return self.cores_free <= 1e-6 and bool(self._held)
+
     def take(self, call: int, wanted: Resources) -> Grant | None:
         """The grant, or None while it does not fit.  Alone, a call gets what it wants: the manager knows why."""
         fits = wanted.cores <= self.cores_free + 1e-6 and wanted.memory <= self.memory_free

@@ -65,6 +65,7 @@ class WorkerCore:
         self._unusable: dict[Digest, str] = {}
         self._results: dict[Digest, int] = {}  # announced, not yet forgotten: how many calls returned it
         self._last = 0
+        self._waiting: dict[int, Call] = {}  # those of them that are not in a template
         self._untold: dict[int, float] = {}  # calls that began, and when to say so
         self.ahead = 0  # calls that have all but room: the manager need not hurry
         self._hand_back: float | None = None  # when the first of them has waited too long
@@ -189,7 +190,7 @@ class WorkerCore:
             return
         self._last += 1
         self._numbers[run.task, run.attempt] = self._last
-        self.calls[self._last] = Call.of(run, function, now)
+        self.calls[self._last] = self._waiting[self._last] = Call.of(run, function, now)
 
     def _kill(self, attempt: tuple[TaskId, int], now: float) -> None:
         number = self._numbers.get(attempt)
@@ -292,6 +293,7 @@ class WorkerCore:
         stdout: bytes = b"", stderr: bytes = b"",
     ) -> None:
         call = self.calls.pop(number)
+        self._waiting.pop(number, None)
         self._untold.pop(number, None)
         del self._numbers[call.run.task, call.run.attempt]
         self.room.give_back(number)
@@ -376,14 +378,16 @@ class WorkerCore:
     def _start_all(self, now: float) -> None:
         """Start what can start; hand back what was sent ahead and waits in vain."""
         self.ahead, self._hand_back = 0, None
-        for number, call in [(n, call) for n, call in self.calls.items() if isinstance(call.state, Waiting)]:
-            if (call.needs <= self.stock.ready or self._provide(call)) and not self._start(number, now):
-                due = call.since + TOO_LONG if call.run.ahead else None
-                if due is not None and now >= due:
-                    self._end(number, Lost("there was no room for it", started=False), now)
-                    continue
-                self.ahead += 1
-                self._hand_back = self._hand_back or due
+        for number, call in list(self._waiting.items()):
+            lacking = not (call.needs <= self.stock.ready or self._provide(call))
+            if lacking or (not self.room.is_full and self._start(number, now)):
+                continue
+            due = call.since + TOO_LONG if call.run.ahead else None
+            if due is not None and now >= due:
+                self._end(number, Lost("there was no room for it", started=False), now)
+                continue
+            self.ahead += 1
+            self._hand_back = self._hand_back or due
 
     def _watch_the_end(self, now: float) -> None:
         settings = self.settings
@@ -435,6 +439,7 @@ class WorkerCore:
         if template is None:
             template = self._start_template(call.environment, now)
         call.state = Placed(template)
+        del self._waiting[number]
         self.pool.enter(template, number)
         self._out.append(call.start(number, template, grant, gpus=bool(self.settings.gpu_devices)))
         return True

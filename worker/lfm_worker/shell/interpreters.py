@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lfm.protocol import messages as m
+from lfm.protocol.ids import Digest
 from lfm.protocol.outcomes import Blob, Inline, Lost, Payload, Returned
 from lfm_worker.core import commands as c
 from lfm_worker.core import events as e
@@ -31,6 +32,9 @@ class Interpreters:
         self._tell, self._watch, self._unwatch = tell, watch, unwatch
         self._templates: dict[int, Template] = {}
         self._runtime: Path | None = None
+        self._sandboxes, self._results = home / "sandboxes", home / "results"
+        self._codes: dict[bytes, Path] = {}  # where what many calls share lies
+        self._overlays: dict[Digest, Path] = {}
 
     def pids(self) -> set[int]:
         return {template.pid for template in self._templates.values()}
@@ -69,9 +73,8 @@ class Interpreters:
         template = self._templates.get(command.template)
         if template is None:
             return  # it could not be started, and the core hears of it
-        sandbox = self._home / "sandboxes" / str(command.call)
         try:
-            template.start(self._as_call(command, sandbox))
+            template.start(self._as_call(command))
         except OSError as error:
             reason = f"the worker cannot start it: {error}"
             self._tell(e.CallStopped(command.call, Lost(reason, started=False), None))
@@ -93,11 +96,11 @@ class Interpreters:
         (stdout_from, stdout), (stderr_from, stderr) = found
         return m.OutputSoFar(asked.number, stdout_from, stdout, stderr_from, stderr)
 
-    def _as_call(self, command: c.StartCall, sandbox: Path) -> Call:
+    def _as_call(self, command: c.StartCall) -> Call:
         return Call(
             id=command.call, name=command.name, code=self._code(command.code), arguments=self._payload(command.arguments),
-            result=self._result(command.call), sandbox=sandbox,
-            overlay=self._cache.path(Item("overlay", command.overlay)) if command.overlay else None,
+            result=self._result(command.call), sandbox=f"{self._sandboxes}/{command.call}",
+            overlay=self._overlay(command.overlay) if command.overlay else None,
             environ=command.environ, cpus=command.cpus, threads=command.threads, memory=command.memory, disk=command.disk,
             wall_time=command.wall_time, processes=command.processes, chunk=command.chunk, grow=command.grow,
             blobs={digest: str(self._transfers.own.path(digest)) for digest in command.blobs},
@@ -106,17 +109,24 @@ class Interpreters:
     def _code(self, code: Payload) -> Path:
         if isinstance(code, Blob):
             return self._transfers.own.path(code.digest)
+        if (known := self._codes.get(code.data)) is not None:
+            return known
         # Named by its content: a function's id comes from outside and is no path.
         path = self._home / "functions" / hashlib.sha256(code.data).hexdigest()
-        if not path.exists():
-            path.write_bytes(code.data)
+        path.write_bytes(code.data)
+        self._codes[code.data] = path
         return path
+
+    def _overlay(self, digest: Digest) -> Path:
+        if digest not in self._overlays:
+            self._overlays[digest] = self._cache.path(Item("overlay", digest))
+        return self._overlays[digest]
 
     def _payload(self, payload: Payload) -> bytes | Path:
         return payload.data if isinstance(payload, Inline) else self._transfers.own.path(payload.digest)
 
-    def _result(self, call: int) -> Path:
-        return self._home / "results" / f".call-{call}"
+    def _result(self, call: int) -> str:
+        return f"{self._results}/.call-{call}"
 
     def _hear(self, number: int) -> None:
         template = self._templates.get(number)
@@ -138,7 +148,7 @@ class Interpreters:
         outcome = report.outcome
         if isinstance(outcome, Returned) and isinstance(outcome.value, Blob):
             try:
-                outcome = Returned(self._transfers.results.adopt(self._result(report.id)))
+                outcome = Returned(self._transfers.results.adopt(Path(self._result(report.id))))
             except OSError as error:
                 outcome = Lost(f"its result could not be kept on the worker: {error}")
         return e.CallStopped(report.id, outcome, report.usage, report.stdout, report.stderr)

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 FAREWELL = 10.0  # seconds that the last messages may take
 SILENCE = 3.0  # seconds of them without a sign of the manager
 RETRY_ORPHANS = 0.05
-TOGETHER = 0.01  # seconds that the end of a call may wait for others
+TOGETHER = 0.02  # seconds that the end of a call may wait for others
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +121,13 @@ class Worker:
 
     def _turn(self) -> None:
         now = time.monotonic()
+        spoken = False
         for socket_, _ in self._poller.poll(_milliseconds(self._deadline() - now)):
-            if isinstance(socket_, int) and (reader := self._readers.get(socket_)) is not None:
+            if not isinstance(socket_, int):
+                spoken = True
+            elif (reader := self._readers.get(socket_)) is not None:
                 reader()
-        self._link()
+        self._link(spoken)
         self._moved(*self._transfers.turn())
         now = time.monotonic()
         if (due := self._core.deadline()) is not None and now >= due:
@@ -135,7 +138,7 @@ class Worker:
             self._moved(*self._transfers.look())
         if self._orphans:
             self._orphans = not kill_orphans(self._known())
-        if not self._core.ahead or self._speak_at <= time.monotonic():
+        if self._dialer.waiting >= self._core.ahead or self._speak_at <= time.monotonic():  # as many ended as wait
             self._dialer.flush()
             self._speak_at = math.inf
 
@@ -220,12 +223,13 @@ class Worker:
             environments=self._core.environments(), running=(*self._core.running(), *self._outbox.running()),
         )
 
-    def _link(self) -> None:
+    def _link(self, spoken: bool) -> None:
         """Take what the manager said, keep the connection alive, and notice when it is lost."""
         try:
-            for message in self._dialer.receive():
+            due = time.monotonic() >= self._dialer.deadline()
+            for message in self._dialer.receive() if spoken or due else ():
                 self._said(message)
-            if time.monotonic() >= self._dialer.deadline():
+            if due:
                 self._dialer.tick()
         except (ConnectionFailed, ProtocolError) as error:
             self._reason, self._cut = str(error), True

@@ -17,8 +17,8 @@ class Call:
     name: str  # of the function, for messages
     code: Path  # file holding the payload of the callable
     arguments: bytes | Path  # payload of (args, kwargs); with ``chunk`` of a list of these
-    result: Path  # where a payload larger than INLINE_LIMIT is written
-    sandbox: Path  # its working directory; absent (or empty) when the call starts, is gone after its end
+    result: Path | str  # where a payload larger than INLINE_LIMIT is written
+    sandbox: Path | str  # its working directory; absent (or empty) when the call starts, is gone after its end
     overlay: Path | None = None  # unpacked; goes to the front of sys.path, its ``lib/`` to the end
     environ: dict[str, str] = field(default_factory=dict)  # added to the template's environment
     cpus: tuple[int, ...] | None = None  # affinity

@@ -51,7 +51,7 @@ class Template:
         """Run it now; Started and Ended will tell.  ValueError if the sandbox is not an empty directory."""
         arguments: bytes | str = call.arguments if isinstance(call.arguments, bytes) else str(call.arguments)
         if isinstance(arguments, bytes) and len(arguments) > wire.INLINE_LIMIT:
-            spilled = self._spilled[call.id] = call.result.with_name(call.result.name + ".arguments")
+            spilled = self._spilled[call.id] = Path(f"{call.result}.arguments")
             spilled.write_bytes(arguments)
             arguments = str(spilled)
         work = wire.Work(
