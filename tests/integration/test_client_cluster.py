@@ -48,7 +48,8 @@ def test_one_call_seen_from_outside(cluster, ex):
     def speak():
         import time
 
-        print("heard")
+        print("heard", flush=True)
+        print("déjà", end="", flush=True)
         time.sleep(600)
 
     future = ex.options(memory="100MB").submit(speak)
@@ -58,10 +59,22 @@ def test_one_call_seen_from_outside(cluster, ex):
     assert future.id in cluster.command("tasks").stdout
     assert "running" in cluster.command("explain", future.id).stdout
     assert "running" in future.explain()
-    assert "shown at its end" in cluster.command("logs", future.id).stderr
+    wait_until(lambda: cluster.command("logs", future.id).stdout == "heard\ndéjà", "what it prints to be seen", PATIENCE)
+    assert cluster.command("logs", future.id, "--stderr").stdout == ""
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "lfm", "logs", "-f", future.id], env={**cluster.environ, "LFM_RUN": "local"},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert follower.stdout.readline() == "heard\n"
     assert cluster.command("cancel", future.id).stdout == "1 call cancelled\n"
     with pytest.raises(lfm.errors.CallKilled):
         future.result(PATIENCE)
+    assert follower.stdout.read() == "déjà" and follower.wait(PATIENCE) == 0
+    follower.stdout.close()
+    wait_until(lambda: future.id not in cluster.command("tasks").stdout, "the manager to forget it")
+    assert cluster.command("logs", future.id).stdout == "heard\ndéjà"
+    assert "killed by its user" in cluster.command("explain", future.id).stdout
+    assert future.id in {task["task"] for task in asked(cluster, "tasks", "--state", "failed")["tasks"]}
 
 
 def test_a_call_that_is_not_there(cluster):

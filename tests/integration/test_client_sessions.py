@@ -31,13 +31,12 @@ def asked(cluster, *arguments):
 
 def until_there(path):
     """Returns its content, once it is there."""
-    import os
+    import pathlib
     import time
 
-    while not os.path.exists(path):
+    while not pathlib.Path(path).exists():
         time.sleep(0.05)
-    with open(path) as file:
-        return file.read()
+    return pathlib.Path(path).read_text()
 
 
 def test_a_session_is_left_and_found_again(cluster, tmp_path):
@@ -131,9 +130,9 @@ def test_a_session_needs_a_name_and_a_manager(cluster, monkeypatch):
 
 def test_failed_calls_run_again(cluster, tmp_path):
     def needs(path, n):
-        import os
+        import pathlib
 
-        if not os.path.exists(path):
+        if not pathlib.Path(path).exists():
             raise OSError(f"{n}: no {path}")
         return n
 
