@@ -206,7 +206,8 @@ class Scheduler:
 
         They hold up others for a moment, but nobody who goes first: what is next is taken, or nothing.
         """
-        if self.reserved is not None or worker.free_millicores >= worker.millicores:
+        free, most = worker.free_millicores, worker.millicores
+        if self.reserved is not None or free >= most or free <= -self._policy.ahead * most:
             return None
         for session in sorted(self._sessions.values(), key=_share):
             for queue in self._order(session.key):

@@ -65,10 +65,9 @@ class WorkerCore:
         self._unusable: dict[Digest, str] = {}
         self._results: dict[Digest, int] = {}  # announced, not yet forgotten: how many calls returned it
         self._last = 0
-        self._waiting: dict[int, Call] = {}  # those of them that are not in a template
+        self._lacking: dict[int, Call] = {}  # those of them that wait for items, or have not been looked at
+        self._stalled: dict[int, Call] = {}  # and for room alone
         self._untold: dict[int, float] = {}  # calls that began, and when to say so
-        self.ahead = 0  # calls that have all but room: the manager need not hurry
-        self._hand_back: float | None = None  # when the first of them has waited too long
         self._idle_since: float | None = None
         self._out: list[c.Command] = []
 
@@ -117,8 +116,8 @@ class WorkerCore:
     def deadline(self) -> float | None:
         """When a Ticked is due at the latest, if nothing happens before."""
         settings, times = self.settings, [next(iter(self._untold.values()))] if self._untold else []
-        if self._hand_back is not None:
-            times.append(self._hand_back)
+        if (ahead := self._first_ahead()) is not None:
+            times.append(self._stalled[ahead].since + TOO_LONG)
         if self.draining is None and settings.end is not None:
             times.append(settings.end - settings.margin)
         if self.draining is not None and self.draining.until is not None:
@@ -190,7 +189,7 @@ class WorkerCore:
             return
         self._last += 1
         self._numbers[run.task, run.attempt] = self._last
-        self.calls[self._last] = self._waiting[self._last] = Call.of(run, function, now)
+        self.calls[self._last] = self._lacking[self._last] = Call.of(run, function, now)
 
     def _kill(self, attempt: tuple[TaskId, int], now: float) -> None:
         number = self._numbers.get(attempt)
@@ -293,7 +292,8 @@ class WorkerCore:
         stdout: bytes = b"", stderr: bytes = b"",
     ) -> None:
         call = self.calls.pop(number)
-        self._waiting.pop(number, None)
+        self._lacking.pop(number, None)
+        self._stalled.pop(number, None)
         self._untold.pop(number, None)
         del self._numbers[call.run.task, call.run.attempt]
         self.room.give_back(number)
@@ -377,17 +377,23 @@ class WorkerCore:
 
     def _start_all(self, now: float) -> None:
         """Start what can start; hand back what was sent ahead and waits in vain."""
-        self.ahead, self._hand_back = 0, None
-        for number, call in list(self._waiting.items()):
-            lacking = not (call.needs <= self.stock.ready or self._provide(call))
-            if lacking or (not self.room.is_full and self._start(number, now)):
-                continue
-            due = call.since + TOO_LONG if call.run.ahead else None
-            if due is not None and now >= due:
-                self._end(number, Lost("there was no room for it", started=False), now)
-                continue
-            self.ahead += 1
-            self._hand_back = self._hand_back or due
+        for number, call in list(self._lacking.items()):
+            if call.needs <= self.stock.ready or self._provide(call):
+                self._stalled[number] = self._lacking.pop(number)
+        if not self.room.is_full:
+            for number in list(self._stalled):
+                if self._start(number, now) and self.room.is_full:
+                    break
+        while (ahead := self._first_ahead()) is not None and now >= self._stalled[ahead].since + TOO_LONG:
+            self._end(ahead, Lost("there was no room for it", started=False), now)
+
+    @property
+    def ahead(self) -> int:
+        """How many calls have all but room: the manager need not hurry."""
+        return len(self._stalled)
+
+    def _first_ahead(self) -> int | None:
+        return next((number for number, call in self._stalled.items() if call.run.ahead), None)
 
     def _watch_the_end(self, now: float) -> None:
         settings = self.settings
@@ -439,7 +445,7 @@ class WorkerCore:
         if template is None:
             template = self._start_template(call.environment, now)
         call.state = Placed(template)
-        del self._waiting[number]
+        del self._stalled[number]
         self.pool.enter(template, number)
         self._out.append(call.start(number, template, grant, gpus=bool(self.settings.gpu_devices)))
         return True
