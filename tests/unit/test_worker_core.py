@@ -494,3 +494,18 @@ def test_every_run_is_answered_once_whatever_happens(data: st.DataObject) -> Non
     assert sorted(life.answered) == sorted((f"t-{n}", a) for n, a in life.asked)
     assert life.core.left and not life.core.calls and not life.templates
     assert (life.core.room.cores_free, life.core.room.memory_free) == (2.0, 4 * GB)
+
+
+def test_what_a_call_prints_is_read_only_while_it_runs() -> None:
+    core = fresh()
+    asked = m.AskOutput(7, TaskId("t-1"), 1, 10, 20)
+    nothing = [c.Tell(m.OutputSoFar(7, 10, b"", 20, b""))]
+    assert core.handle(e.Told(asked), 0.0) == nothing
+    core.handle(e.Told(FIT), 0.0)
+    core.handle(e.Told(run()), 1.0)
+    assert core.handle(e.Told(asked), 1.0) == nothing
+    core.handle(e.Fetched(ENV.digest, ENV.size), 2.0)
+    core.handle(e.Prepared(ENV_ITEM, 90_000_000, 1.5), 3.0)
+    assert core.handle(e.Told(asked), 3.0) == [c.ReadOutput(1, 1, asked)]
+    core.handle(e.CallStopped(1, DONE, None), 4.0)
+    assert core.handle(e.Told(asked), 4.0) == nothing
