@@ -95,11 +95,11 @@ def test_growth_takes_what_is_free_and_no_more() -> None:
 
     node = Node(PeerId(1), Resources(4, int(2 * GB)))
     run = Run(
-        TaskId("0"), 1, FunctionId("f"), Inline(b""), Resources(1, int(1.9 * GB)), growth=int(8 * GB)
+        TaskId("0"), 1, FunctionId("f"), Inline(b""), Resources(1, int(1.97 * GB)), growth=int(8 * GB)
     )  # fmt: skip
     attempt = Running(run, call(3 * GB), 0.0, 1.0, run.allocation)
     node.take(attempt)
-    assert not node.grow(attempt)  # a twentieth is free: not worth it
+    assert not node.grow(attempt)  # a sixtieth is free: not worth it
     node.give_back(attempt)
     attempt.allocation = Resources(1, int(1 * GB))
     node.take(attempt)

@@ -15,7 +15,7 @@ from lfm.protocol.resources import Resources
 from lfm_manager.simulator.trace import Call
 
 NEAR = 0.95  # of a limit: when the monitor says so
-WORTH_GROWING = 0.1  # of the limit must be free
+WORTH_GROWING = 0.02  # of the limit must be free
 STEP = 10  # it grows by a tenth at a time: many that come near their limit never pass it
 LEAST_STEP = 64 << 20
 

@@ -101,10 +101,10 @@ class Ratios:
         return cheapest(self.ratios[first:], self.weights[first:], failure, lost)[0]
 
     def mean_above(self, ratio: float) -> float:
-        """What one that is larger than ``ratio`` comes to, on average over time; ``ratio`` if none was so large."""
+        """What one that is larger than ``ratio`` comes to, on average over time; beyond them all, the next rung."""
         first = bisect_right(self.ratios, ratio)
         if first == len(self.ratios):
-            return ratio
+            return GROWTH * ratio
         weights = self.weights[first:]
         return float(sum(map(mul, self.ratios[first:], weights)) / sum(weights))
 

@@ -25,6 +25,7 @@ from lfm_worker.core.stock import Stock
 QUIET = 0.02  # seconds that a call runs before that is worth a word: many have ended by then
 TOO_LONG = 0.5  # that a call which was sent ahead waits for room, before it is handed back
 STEP_SHARE, STEP_LEAST = 0.1, 64 << 20  # by how much a limit grows at a time: of itself, and bytes
+WORTH_GROWING = 0.02  # of the limit must be free: a full node gives its last bit rather than kill
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +314,7 @@ class WorkerCore:
         limit, free = call.allocation.memory, self.room.memory_free
         step = max(int(limit * STEP_SHARE), STEP_LEAST, int(event.measured * (1 + STEP_SHARE)) - limit)
         more = min(call.run.growth - limit, free, step)
-        if more <= 0 or free < limit * STEP_SHARE:
+        if more <= 0 or free < limit * WORTH_GROWING:
             return
         self.room.grow(event.call, more)
         call.allocation = replace(call.allocation, memory=limit + more)
