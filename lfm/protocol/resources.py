@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from lfm.monitor.usage import Usage as Usage  # measured where only the standard library is; known here by the same name
+# measured where only the standard library is; known here by the same name
+from lfm.monitor.usage import Usage as Usage
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)[bB]?\s*")
 _POWER = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
