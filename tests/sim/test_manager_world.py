@@ -119,7 +119,10 @@ class World:
     # ------------------------------------------------------------ time
 
     def after(self, seconds: float, act: Callable[[], None]) -> None:
-        heapq.heappush(self.agenda, (self.now + seconds, next(self.order), act))
+        self.at(self.now + seconds, act)
+
+    def at(self, moment: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self.agenda, (moment, next(self.order), act))
 
     def run(self) -> None:
         for person in self.people:
@@ -233,7 +236,7 @@ class World:
         epoch = self.epoch
         at = max(self.now + self.dice.random() * 0.2, self.lanes.get((peer, direction), 0.0))
         self.lanes[peer, direction] = at
-        self.after(at - self.now, lambda: act() if self.epoch == epoch else None)
+        self.at(at, lambda: act() if self.epoch == epoch else None)
 
     def say(self, peer: PeerId, message: m.Message, client: bool) -> None:
         made = e.ClientSaid(peer, message) if client else e.WorkerSaid(peer, message)  # type: ignore[arg-type]
@@ -484,6 +487,7 @@ def test_nothing_leaks(seed: int, calls: int, nodes: int) -> None:
     world = live(World(seed, calls, nodes, 2, 12.0))
     world.trouble = 0.0
     world.agenda = [entry for entry in world.agenda if entry[2] != world.make_trouble]
+    heapq.heapify(world.agenda)
     for _ in range(2):
         for person in world.people:
             if person.peer is None:
