@@ -47,7 +47,9 @@ class Sizes:
         """Take note of who there is; whether allocations may have changed."""
         present = [w for w in workers if not w.draining]
         cores = sum(w.millicores for w in present) / 1000 or 1.0
-        memory, disk = sum(w.memory for w in present) / cores, sum(w.disk for w in present) / cores
+        memory = sum(w.memory for w in present) / cores
+        # a disk limit does not grow in place, and free space differs a little everywhere: what any worker can give
+        disk = min((w.disk * 1000 / w.millicores for w in present if w.millicores), default=0.0)
         # with what is kept free for growth, as many shares fit on a worker as it has cores
         self._share = {"memory": memory * UNKNOWN / (UNKNOWN + 1), "disk": disk}
         largest = Largest(
