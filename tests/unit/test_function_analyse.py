@@ -26,6 +26,7 @@ class World:
 
     def __init__(self, root: Path) -> None:
         self.site, self.project = root / "site-packages", root / "project"
+        self.hidden: dict[str, types.ModuleType] = {}  # real ones that other tests have imported
         self.site.mkdir()
         self.project.mkdir()
 
@@ -39,6 +40,10 @@ class World:
         header = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         header += "".join(f"Requires-Dist: {line}\n" for line in requires)
         contents = {f"{name.replace('-', '_')}/__init__.py": ""} if files is None else dict(files)
+        tops = {path.split("/")[0].removesuffix(".py") for path in contents}
+        for module in [module for module in sys.modules if module.split(".")[0] in tops]:
+            if str(self.site.parent) not in (getattr(sys.modules[module], "__file__", None) or ""):
+                self.hidden[module] = sys.modules.pop(module)
         contents[f"{info}/METADATA"] = header + "\nA description.\n"
         contents |= {f"{info}/{note.replace('__', '.')}": text for note, text in notes.items()}
         lines = []
@@ -88,6 +93,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         file = getattr(sys.modules[name], "__file__", None)
         if not file or str(tmp_path) in file:
             del sys.modules[name]
+    sys.modules.update(made.hidden)
 
 
 def needs(packed: Packed) -> set[str]:
