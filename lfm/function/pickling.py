@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from lfm.function.handle import Handle
@@ -26,6 +26,7 @@ _OURS = frozenset({"builtins", "cloudpickle"})  # what every call has
 _ATOMS = frozenset({int, float, complex, bool, str, bytes, bytearray, type(None), type(...)})
 _LONGEST = 1 << 18  # characters of a script that travels for its tracebacks
 _CACHED = functools._lru_cache_wrapper
+_FILENAME = 10  # where CodeType takes co_filename, Python 3.11 on
 _BuffersTo = Callable[[pickle.PickleBuffer], Any]
 
 
@@ -159,6 +160,9 @@ def _thorough() -> tuple[type[Any], type[Any]]:
             kind = type(obj)
             if kind is _CACHED and not by_name(obj):
                 return _cached_by_value(obj)
+            if kind is CodeType:  # tracebacks are to show the user's file, which cloudpickle >= 3.1.3 leaves out
+                make, parts = self.dispatch_table[CodeType](obj)
+                return make, (*parts[:_FILENAME], obj.co_filename, *parts[_FILENAME + 1 :])
             if kind is _WithSources:
                 return _RESTORE, (obj.function, _SOURCES)
             if kind is _Sources:
