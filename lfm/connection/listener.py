@@ -16,6 +16,7 @@ from zmq.utils import z85
 
 from lfm.connection.tuning import (
     ACK_DELAY,
+    AWAY,
     BYE,
     GONE_LEASE,
     HELLO,
@@ -95,6 +96,8 @@ class Listener:
     ) -> None:
         """Bind to the first free port of ``ports`` (0: any) on every interface.  ConnectionFailed if none is."""
         self._run, self._lease = run, lease
+        self._gone_lease = min(GONE_LEASE, lease)
+        self._ping_every = min(PING_EVERY, lease / 4)  # a peer that lives is heard of in time
         self._context = context or zmq.Context()
         self._own_context = context is None
         self._zap = self._context.socket(zmq.REP)
@@ -116,7 +119,7 @@ class Listener:
         self._dirty: dict[PeerId, _Session] = {}  # has something to send
         self._last_peer = 0
         self._host = socket.gethostname()
-        self._tick_at = time.monotonic() + PING_EVERY
+        self._tick_at = time.monotonic() + self._ping_every
         self._ack_at: float | None = None
         self._suspicious_until = 0.0  # a connection was closed: find out whose
         self.refusals = 0  # broken or unauthorised packets, counted
@@ -300,10 +303,26 @@ class Listener:
                 if session.link.owes_ack:
                     self._put(session, session.link.control(ACK))
         if now >= self._tick_at:
-            self._tick_at = now + (0.2 if now < self._suspicious_until else PING_EVERY / 5)
+            self._forgive(now - self._tick_at)
             for session in list(self._by_peer.values()):
                 self._check(session, now, news)
+            soon = now + (0.2 if now < self._suspicious_until else self._ping_every / 5)
+            self._tick_at = min([soon, *map(self._end_of, self._by_peer.values())])
         return news
+
+    def _forgive(self, late: float) -> None:
+        """We were stopped or very busy ourselves: what peers said meanwhile still lies in the socket."""
+        if late < AWAY:
+            return
+        for session in self._by_peer.values():
+            session.heard += late
+            if session.gone is not None:
+                session.gone += late
+
+    def _end_of(self, session: _Session) -> float:
+        """When its lease ends, if nothing is heard of it before."""
+        end = session.heard + self._lease
+        return end if session.gone is None else min(end, session.gone + self._gone_lease)
 
     def _check(self, session: _Session, now: float, news: News) -> None:
         silent = now - session.heard
@@ -311,12 +330,12 @@ class Listener:
             self._put(session, session.link.control(ACK))
         if session.route is None and self._is_dead(session):
             self._end(session, "its process ended", news, sure=True)
-        elif session.gone is not None and now - session.gone > min(GONE_LEASE, self._lease):
+        elif session.gone is not None and now - session.gone >= self._gone_lease:
             self._end(session, f"its connection closed and did not come back for {now - session.gone:.0f} s", news)
-        elif silent > self._lease:
+        elif silent >= self._lease:
             self._end(session, f"silent for {silent:.0f} s", news)
         elif session.route is not None:
-            patience = RESEND_AFTER if session.link.unacknowledged else PING_EVERY
+            patience = min(RESEND_AFTER, self._ping_every) if session.link.unacknowledged else self._ping_every
             if now - max(session.heard, session.sent) >= patience:
                 self._put(session, session.link.control(PING))
 

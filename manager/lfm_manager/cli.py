@@ -31,6 +31,7 @@ from lfm.errors import ConnectionFailed, LfmError
 from lfm.protocol.resources import parse_duration
 from lfm.run import ConnectionFile, RunDirectory, locate, runs_root, write_private
 
+LEAST_LEASE = 2.0  # seconds
 START_TIMEOUT = 30.0  # seconds until a manager in the background must have published its address
 
 
@@ -48,6 +49,7 @@ def manager() -> None:
 @click.option("--port", "ports", metavar="P|A-B", default="0", help="Port, or a range to take the first free one of.  [default: any; after a restart the same]")
 @click.option("--strategy", default="auto", show_default=True, help="How calls are sized: auto, max-seen, fixed, whole-worker, ...")
 @click.option("--idle-timeout", metavar="D", help="End after so long without clients and calls.")
+@click.option("--lease", metavar="D", default="60s", show_default=True, help="A worker or client that is silent for so long is lost; its calls run elsewhere.")
 @click.option("--background", is_flag=True, help="Return as soon as it can be reached.")
 @click.option("--ephemeral", is_flag=True, hidden=True, help="Keep nothing: remove the run directory at the end.")
 @click.option("--stdin-eof", is_flag=True, hidden=True, help="End when stdin closes: for whoever starts us as a part of itself.")
@@ -131,8 +133,15 @@ def _settings(run: RunDirectory, options: dict[str, Any]) -> Any:
     return Settings(
         interface, _ports(options["ports"], run), options["advertise"], options["strategy"], ephemeral,
         options["stdin_eof"], _learns(ephemeral), None if idle is None else parse_duration(idle),
-        Policy(epoch=time.time() - time.monotonic()),
+        Policy(epoch=time.time() - time.monotonic()), _lease(options["lease"]),
     )
+
+
+def _lease(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds < LEAST_LEASE:
+        raise ValueError(f"--lease {text} is too short: a network may be silent for {LEAST_LEASE:g} s and nobody lost")
+    return seconds
 
 
 def _learns(ephemeral: bool) -> bool:

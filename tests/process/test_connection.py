@@ -29,9 +29,9 @@ DEADLINE = 60.0
 class Pair:
     """A listener and its dialers, driven by the test's own thread."""
 
-    def __init__(self, run: RunDirectory, port: int = 0) -> None:
+    def __init__(self, run: RunDirectory, port: int = 0, lease: float = 60.0) -> None:
         self.run = run
-        self.listener = Listener(run, ["127.0.0.1"], [port])
+        self.listener = Listener(run, ["127.0.0.1"], [port], lease=lease)
         run.publish([f"tcp://127.0.0.1:{self.listener.port}"])
         self.news: list[Joined | Said | Left] = []
         self.heard: list[m.Message] = []
@@ -275,6 +275,40 @@ def test_a_dead_process_is_noticed_at_once(pair: Pair) -> None:
         child.kill()
         child.wait()
         child.stdout.close()
+
+
+def test_the_end_of_a_lease_is_seen_when_it_comes(tmp_path: Path) -> None:
+    lease = 3.1
+    pair = Pair(RunDirectory.create(tmp_path / "run", "test"), lease=lease)
+    dialer = pair.connect(find_run(pair.run.path, "client"), client_hello())  # says nothing from now on
+    joined = time.monotonic()
+    listener = pair.listener
+    ends: list[Left] = []
+    while not ends:
+        due = listener.deadline()
+        assert due < joined + lease, "it looks only after the lease has ended"
+        while time.monotonic() < due:
+            time.sleep(max(0.0, due - time.monotonic()))
+        news = [*listener.receive(), *listener.tick()]
+        ends = [n for n in news if isinstance(n, Left)]
+        if time.monotonic() - due > 0.9:
+            break  # the machine was away, which is forgiven
+    assert all(end == Left(pair.peer, "silent for 3 s") for end in ends)
+    dialer.close()
+    listener.close()
+
+
+def test_a_listener_that_was_away_itself_blames_nobody(tmp_path: Path) -> None:
+    pair = Pair(RunDirectory.create(tmp_path / "run", "test"), lease=2.0)
+    dialer = pair.connect(find_run(pair.run.path, "client"), client_hello())
+    time.sleep(4.0)  # as if it had been stopped
+    assert pair.listener.tick() == []
+    dialer.send(m.Query(1, "still here"))
+    dialer.flush()
+    pair.spin(dialer, until=lambda: isinstance(pair.news[-1], Said))
+    assert [type(n) for n in pair.news] == [Joined, Said]
+    dialer.close()
+    pair.listener.close()
 
 
 def test_random_packets_harm_nobody(pair: Pair) -> None:

@@ -25,6 +25,7 @@ import zmq
 
 from lfm.blobs import BlobStore
 from lfm.connection import Joined, Left, Listener, Said
+from lfm.connection.tuning import LEASE
 from lfm.protocol import messages as m
 from lfm.protocol.ids import PeerId, TaskId
 from lfm.protocol.outcomes import Blob, Payload
@@ -63,6 +64,7 @@ class Settings:
     history: bool = True  # learn from earlier runs, and for later ones
     idle_timeout: float | None = None  # seconds without clients, calls and workers' work
     policy: Policy = field(default_factory=Policy)
+    lease: float = LEASE  # seconds of a peer's silence after which it is lost
 
 
 class Manager:
@@ -76,7 +78,7 @@ class Manager:
         )
         self.store = None if settings.ephemeral else Store(run.path / "lfm.db")
         self.poller = zmq.Poller()
-        self.listener = Listener(run, [settings.interface], settings.ports)
+        self.listener = Listener(run, [settings.interface], settings.ports, lease=settings.lease)
         self.listener.register(self.poller)
         self.builds = Builds(self.poller)
         self.outputs = Outputs()
