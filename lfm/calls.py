@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Callable
 from concurrent.futures import InvalidStateError
 from concurrent.futures._base import PENDING
-from dataclasses import replace
 from typing import Any
 
 from lfm.blame import Sealed, error_of
@@ -102,7 +101,7 @@ class Calls:
     def stop(self, future: Future[Any]) -> None:
         """Kill a call, wherever it is."""
         if (broken := self._repairs.give_up(future)) is not None:
-            self._complete(future, replace(broken, outcome=o.Killed()), None)
+            self._complete(future, broken.but(outcome=o.Killed()), None)
         elif future._id in self._open:
             self._say(m.Kill((future._id,)))
 
@@ -176,7 +175,7 @@ class Calls:
         self._let_go(future)
         if future._earlier:
             attempts = (*future._earlier, *finished.attempts)
-            finished = replace(finished, attempts=tuple(replace(a, number=n) for n, a in enumerate(attempts, 1)))
+            finished = finished.but(attempts=tuple(a.but(number=n) for n, a in enumerate(attempts, 1)))
         future._finished = finished
         with contextlib.suppress(InvalidStateError):  # cancelled in this very moment
             if isinstance(finished.outcome, o.Cancelled):
@@ -207,7 +206,7 @@ class Calls:
             future._earlier += broken.attempts
             future._id = self._new_id()
             future._environment = better.environment.key
-            future._submit = replace(submit, task=future._id, function=better.function.function)
+            future._submit = submit.but(task=future._id, function=better.function.function)
             self._open[future._id] = future
             self._submit(future._submit)
 

@@ -12,21 +12,22 @@ says BlobSought when that is over.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from lfm.protocol.ids import Digest, EnvironmentKey, FunctionId, TaskId
 from lfm.protocol.outcomes import Attempt, Blob, Outcome, Payload
+from lfm.protocol.record import Record
 from lfm.protocol.resources import Request, Resources, Usage
 
-VERSION = 1
+VERSION = 2
 CHUNK = 1 << 20  # bytes of one BlobChunk at most
 
 # ---------------------------------------------------------------- opening a session
 
 
-@dataclass(frozen=True, slots=True)
-class ClientHello:
+class ClientHello(Record, frozen=True):
     session: str  # random, chosen by the client; prefix of its task ids
     user: str
     host: str
@@ -34,8 +35,7 @@ class ClientHello:
     name: str | None = None  # a session that may be resumed by name
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(Record, frozen=True):
     """A call that a worker still holds when it says hello again: running, or ended and not yet taken."""
 
     task: TaskId
@@ -45,41 +45,36 @@ class Running:
     started: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerHello:
+class WorkerHello(Record, frozen=True):
     session: str
     name: str  # "host-pid", or the batch job's id: what `lfm worker list` shows
     host: str
     pid: int
     offer: Resources  # ``wall_time``: seconds left to live, None if unbounded
     gpu_devices: tuple[str, ...] = ()  # what CUDA_VISIBLE_DEVICES would say
-    labels: dict[str, str] = field(default_factory=dict)  # "machine", "libc", "batch", "job", "version", ...
+    labels: dict[str, str] = msgspec.field(default_factory=dict)  # "machine", "libc", "batch", "job", "version", ...
     environments: tuple[Digest, ...] = ()  # unpacked on its node
     running: tuple[Running, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ViewerHello:
+class ViewerHello(Record, frozen=True):
     session: str
 
 
-@dataclass(frozen=True, slots=True)
-class Welcome:
+class Welcome(Record, frozen=True):
     run: str  # the run's name
     epoch: str  # changes when the manager restarts
     resumed: bool  # False: the manager knows nothing of this session's past
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Record, frozen=True):
     reason: str  # one line, for a person
 
 
 # ---------------------------------------------------------------- client -> manager
 
 
-@dataclass(frozen=True, slots=True)
-class DeclareEnvironment:
+class DeclareEnvironment(Record, frozen=True):
     """What an environment holds.  ``plan`` is the JSON of ``lfm.function.plan.Plan``; sent once a session and key."""
 
     key: EnvironmentKey
@@ -87,8 +82,7 @@ class DeclareEnvironment:
     name: str  # for people: "numpy, scipy (+2)"
 
 
-@dataclass(frozen=True, slots=True)
-class DeclareFunction:
+class DeclareFunction(Record, frozen=True):
     """A function, its environment and its overlay; sent once a session."""
 
     function: FunctionId
@@ -100,8 +94,7 @@ class DeclareFunction:
     preload: tuple[str, ...]  # third-party modules that a warm interpreter should have imported
 
 
-@dataclass(frozen=True, slots=True)
-class Submit:
+class Submit(Record, frozen=True):
     task: TaskId
     function: FunctionId
     arguments: Payload  # payload of (args, kwargs); with ``chunk`` a list of these
@@ -113,29 +106,25 @@ class Submit:
     blobs: tuple[Blob, ...] = ()  # what ex.put() made and the arguments refer to
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Record, frozen=True):
     """Take back if it has not started.  Answered by Finished(Cancelled) if that worked, else not at all."""
 
     tasks: tuple[TaskId, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(Record, frozen=True):
     """Cancel, and kill if it runs.  Always ends in a Finished."""
 
     tasks: tuple[TaskId, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(Record, frozen=True):
     """The client has these results; the manager may forget them."""
 
     tasks: tuple[TaskId, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class EnvironmentMade:
+class EnvironmentMade(Record, frozen=True):
     """The answer to MakeEnvironment; the tarball is kept until the environment is "ready" or "failed"."""
 
     key: EnvironmentKey
@@ -143,8 +132,7 @@ class EnvironmentMade:
     description: bytes  # the JSON of what the build program made
 
 
-@dataclass(frozen=True, slots=True)
-class EnvironmentNotMade:
+class EnvironmentNotMade(Record, frozen=True):
     """The other answer to MakeEnvironment."""
 
     key: EnvironmentKey
@@ -153,8 +141,7 @@ class EnvironmentNotMade:
     hint: str
 
 
-@dataclass(frozen=True, slots=True)
-class Goodbye:
+class Goodbye(Record, frozen=True):
     """The session ends on purpose.  A client's remaining calls are cancelled, unless ``detach``."""
 
     detach: bool = False
@@ -163,8 +150,7 @@ class Goodbye:
 # ---------------------------------------------------------------- manager -> client
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Record, frozen=True):
     """The call is running (future.running() from now on); said again for every attempt."""
 
     task: TaskId
@@ -173,8 +159,7 @@ class Started:
     allocation: Resources
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Record, frozen=True):
     task: TaskId
     outcome: Outcome
     usage: Usage | None
@@ -184,8 +169,7 @@ class Finished:
     stderr: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(Record, frozen=True):
     """For the person at the client: a warning, once."""
 
     level: str  # "info" | "warning"
@@ -193,15 +177,13 @@ class Notice:
     tasks: tuple[TaskId, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class MakeEnvironment:
+class MakeEnvironment(Record, frozen=True):
     """The manager's machine does not see what you declared: make it with yours.  EnvironmentProgress, then an answer."""
 
     key: EnvironmentKey
 
 
-@dataclass(frozen=True, slots=True)
-class EnvironmentProgress:
+class EnvironmentProgress(Record, frozen=True):
     """How far an environment is.  ``total`` 0: unknown.  The last has stage "ready" or "failed".
 
     Said by the manager to all clients, and to it by the client that makes the environment.
@@ -215,8 +197,7 @@ class EnvironmentProgress:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Capacity:
+class Capacity(Record, frozen=True):
     """What the workers offer together; said at the start and whenever it changes."""
 
     workers: int
@@ -228,44 +209,38 @@ class Capacity:
 # ---------------------------------------------------------------- any -> manager and back
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(Record, frozen=True):
     """A question for a person or a script; ``what`` is a name of the command line: "status", "tasks", "explain", ..."""
 
     number: int
     what: str
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Record, frozen=True):
     number: int
     body: Any  # what --json prints; {"error": text} where it cannot be answered
 
 
-@dataclass(frozen=True, slots=True)
-class FetchBlob:
+class FetchBlob(Record, frozen=True):
     digest: Digest
     offset: int
     length: int  # CHUNK at most
 
 
-@dataclass(frozen=True, slots=True)
-class BlobChunk:
+class BlobChunk(Record, frozen=True):
     digest: Digest
     offset: int
     size: int  # of the whole blob
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class BlobMissing:
+class BlobMissing(Record, frozen=True):
     digest: Digest
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Record, frozen=True):
     """Where a worker gives other workers of its run the blobs that it has."""
 
     address: str  # "tcp://10.0.0.2:40123"
@@ -275,8 +250,7 @@ class Source:
 # ---------------------------------------------------------------- manager -> worker
 
 
-@dataclass(frozen=True, slots=True)
-class DefineFunction:
+class DefineFunction(Record, frozen=True):
     """What a worker needs before it can run a function; sent once a session, before the first Run of it."""
 
     function: FunctionId
@@ -287,8 +261,7 @@ class DefineFunction:
     preload: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Record, frozen=True):
     task: TaskId
     attempt: int
     function: FunctionId
@@ -302,28 +275,24 @@ class Run:
     ahead: bool = False  # it takes the place of a short call that still runs; handed back if that takes long
 
 
-@dataclass(frozen=True, slots=True)
-class KillCall:
+class KillCall(Record, frozen=True):
     task: TaskId
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
+class Drain(Record, frozen=True):
     """Take no more; finish what runs; then say WorkerLeaving and go."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ForgetBlob:
+class ForgetBlob(Record, frozen=True):
     """No call needs this blob any more (a result that was taken, an argument of finished calls)."""
 
     digest: Digest
 
 
-@dataclass(frozen=True, slots=True)
-class BlobSource:
+class BlobSource(Record, frozen=True):
     """The answer to SeekBlob, as soon as somebody is free to give it.  ``source`` None: the manager itself."""
 
     digest: Digest
@@ -333,14 +302,12 @@ class BlobSource:
 # ---------------------------------------------------------------- worker -> manager
 
 
-@dataclass(frozen=True, slots=True)
-class CallStarted:
+class CallStarted(Record, frozen=True):
     task: TaskId
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class CallEnded:
+class CallEnded(Record, frozen=True):
     task: TaskId
     attempt: int
     outcome: Outcome
@@ -349,8 +316,7 @@ class CallEnded:
     stderr: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class LimitRaised:
+class LimitRaised(Record, frozen=True):
     """The worker let a running call grow instead of killing it; it holds the difference reserved."""
 
     task: TaskId
@@ -358,52 +324,45 @@ class LimitRaised:
     allocation: Resources
 
 
-@dataclass(frozen=True, slots=True)
-class EnvironmentReady:
+class EnvironmentReady(Record, frozen=True):
     digest: Digest
     unpack_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class EnvironmentUnusable:
+class EnvironmentUnusable(Record, frozen=True):
     """This worker cannot use the environment (glibc too old, disk full, corrupt); its calls must go elsewhere."""
 
     digest: Digest
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class SeekBlob:
+class SeekBlob(Record, frozen=True):
     """Who gives me this blob?  Asked again: whom you named does not."""
 
     digest: Digest
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class BlobSought:
+class BlobSought(Record, frozen=True):
     """No more need to seek it.  ``offer``: from now on others may have it here; None: not, or not any more."""
 
     digest: Digest
     offer: Source | None
 
 
-@dataclass(frozen=True, slots=True)
-class OfferChanged:
+class OfferChanged(Record, frozen=True):
     offer: Resources
     draining: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerLeaving:
+class WorkerLeaving(Record, frozen=True):
     reason: str
 
 
 # ---------------------------------------------------------------- what a running call prints, when somebody asks
 
 
-@dataclass(frozen=True, slots=True)
-class AskOutput:
+class AskOutput(Record, frozen=True):
     """Manager -> worker: what has this attempt printed from these positions on?"""
 
     number: int
@@ -413,8 +372,7 @@ class AskOutput:
     stderr_from: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class OutputSoFar:
+class OutputSoFar(Record, frozen=True):
     """The answer to AskOutput.  Where a call printed much, its middle is gone: then ``_from`` is later than asked."""
 
     number: int
@@ -427,8 +385,7 @@ class OutputSoFar:
 # ---------------------------------------------------------------- sessions that change hands (manager -> client)
 
 
-@dataclass(frozen=True, slots=True)
-class Yours:
+class Yours(Record, frozen=True):
     """A call of your session that you did not submit: whoever had the session before did, or somebody said retry."""
 
     task: TaskId
@@ -436,8 +393,7 @@ class Yours:
     environment: EnvironmentKey
 
 
-@dataclass(frozen=True, slots=True)
-class SessionTaken:
+class SessionTaken(Record, frozen=True):
     """Another client has come with your session's name: it has its calls from now on."""
 
     host: str

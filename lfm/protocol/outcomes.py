@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from lfm.protocol.ids import Digest
+from lfm.protocol.record import Record
 from lfm.protocol.resources import Resources, Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Inline:
+class Inline(Record, frozen=True):
     """Bytes small enough to ride in the message (a payload of ``lfm.monitor.payload``, a tarball, a text)."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(Record, frozen=True):
     """Bytes that lie in a blob store and are fetched in chunks by their digest."""
 
     digest: Digest
@@ -27,15 +24,13 @@ Payload = Inline | Blob
 INLINE_LIMIT = 64 * 1024  # bytes; what is larger travels as a blob
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(Record, frozen=True):
     """The function returned ``value``."""
 
     value: Payload
 
 
-@dataclass(frozen=True, slots=True)
-class Raised:
+class Raised(Record, frozen=True):
     """The function raised.  ``error`` is its pickled exception, None when it cannot travel; the rest is text.
 
     Also an argument that cannot be unpickled, and a result that cannot be pickled (``stage`` tells).
@@ -48,8 +43,7 @@ class Raised:
     stage: str = "call"  # "load" | "call" | "dump"
 
 
-@dataclass(frozen=True, slots=True)
-class Crashed:
+class Crashed(Record, frozen=True):
     """The call's process died: by a signal, or by leaving with an exit code (``os._exit``)."""
 
     signal: int | None
@@ -58,8 +52,7 @@ class Crashed:
     hint: str = ""  # "killed by the kernel: out of memory", where that is known
 
 
-@dataclass(frozen=True, slots=True)
-class Exhausted:
+class Exhausted(Record, frozen=True):
     """The call outgrew a limit and was killed with its whole tree."""
 
     resource: str  # "memory" | "disk" | "wall_time" | "processes"
@@ -68,8 +61,7 @@ class Exhausted:
     at_s: float  # seconds after its start
 
 
-@dataclass(frozen=True, slots=True)
-class EnvironmentBroken:
+class EnvironmentBroken(Record, frozen=True):
     """An import failed in the call (or the environment itself could not be made or entered)."""
 
     module: str
@@ -78,26 +70,22 @@ class EnvironmentBroken:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Killed:
+class Killed(Record, frozen=True):
     """Killed because its user said so."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Record, frozen=True):
     """Its node, template or monitor went away.  ``started`` False: the function surely never began."""
 
     reason: str
     started: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(Record, frozen=True):
     """Taken back before it started."""
 
 
-@dataclass(frozen=True, slots=True)
-class Impossible:
+class Impossible(Record, frozen=True):
     """It cannot run at all: the environment could not be built, or every retry is used up.  Made by the manager."""
 
     kind: str  # "environment" | "lost"
@@ -109,8 +97,7 @@ Outcome = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Record, frozen=True):
     """One run of a call, as the future shows it.  Times are seconds since the epoch, by the manager's clock."""
 
     number: int

@@ -196,10 +196,10 @@ def test_a_source_that_cannot_be_dialled(run: Run, how: str) -> None:
         port = free.getsockname()[1]
     other = zmq.curve_keypair()[0].decode()
     named = {
-        "nobody listens": replace(source, address=f"tcp://127.0.0.1:{port}"),
-        "no address": replace(source, address="tcp://nowhere"),
-        "no such protocol": replace(source, address=f"ipc://{run.path}/x"),
-        "another key": replace(source, key=other),
+        "nobody listens": source.but(address=f"tcp://127.0.0.1:{port}"),
+        "no address": source.but(address="tcp://nowhere"),
+        "no such protocol": source.but(address=f"ipc://{run.path}/x"),
+        "another key": source.but(key=other),
     }[how]
     two.seek()
     two.pull(named)

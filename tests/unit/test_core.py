@@ -89,9 +89,7 @@ class Desk:
         )))
 
     def submit(self, task: str, request: Request = ASKED, peer: PeerId = CLIENT, **more: object) -> list[c.Command]:
-        submit = m.Submit(TaskId(task), FUNCTION, Inline(b"x"), request)
-        for name, value in more.items():
-            object.__setattr__(submit, name, value)
+        submit = m.Submit(TaskId(task), FUNCTION, Inline(b"x"), request).but(**more)
         return self.do(e.ClientSaid(peer, submit))
 
     def started(self, task: str, attempt: int = 1, worker: PeerId = W1) -> list[c.Command]:

@@ -134,7 +134,7 @@ def test_the_text_of_a_script_travels_with_its_functions(
     names: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(file.read_text(), str(file), "exec"), names)
     pieces, _ = pickle_function(names["f"])
-    assert b"lfm" not in b"".join(pieces)  # it must be readable where lfm is not
+    assert b"lfm." not in b"".join(pieces)  # it must be readable where lfm is not
     file.unlink()
     monkeypatch.setattr(linecache, "cache", {})
     f = back(pieces)

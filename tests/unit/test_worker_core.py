@@ -1,7 +1,6 @@
 """The worker's core: whole lists of commands, so that an unexpected one fails the test by itself."""
 
 import hashlib
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -98,7 +97,7 @@ def test_an_environment_on_the_node_is_not_fetched() -> None:
 
 def test_every_blob_and_the_overlay_are_awaited() -> None:
     code, big, handle = (Blob(Digest(x * 64), 100_000) for x in "abc")
-    function = replace(FIT, function=FunctionId("g" * 64), code=code, overlay=OVERLAY)
+    function = FIT.but(function=FunctionId("g" * 64), code=code, overlay=OVERLAY)
     core = warm()
     core.handle(e.Told(function), 1.0)
     commands = core.handle(e.Told(run(1, function=function, arguments=big, blobs=(handle,))), 1.0)
@@ -291,7 +290,7 @@ class TestTemplates:
     def test_one_with_more_preloaded_takes_over(self) -> None:
         core = warm()
         core.handle(e.Told(run(1)), 1.0)
-        more = replace(FIT, function=FunctionId("g" * 64), preload=("scipy",))
+        more = FIT.but(function=FunctionId("g" * 64), preload=("scipy",))
         core.handle(e.Told(more), 1.0)
         commands = core.handle(e.Told(run(2, function=more)), 1.0)
         assert commands[0] == c.StartTemplate(2, ENV.digest, ("numpy", "scipy"))

@@ -6,7 +6,6 @@ Owns the sessions.  A session outlives its connection: it ends when its client s
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import assert_never
 
 from lfm.protocol import messages as m
@@ -223,7 +222,7 @@ class Clients:
         if session.peer is not None:
             declared = calls.functions[submit.function].declared
             self._out.append(TellClient(session.peer, m.Yours(name, declared.name, declared.environment)))
-        self._submit(session, replace(submit, task=name), now)
+        self._submit(session, submit.but(task=name), now)
         if session.peer is None and task is not None:
             calls.release(task)  # who comes back finds the new one instead
         calls.past.spent(wanted)

@@ -7,7 +7,7 @@ was, not what became of its value.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lfm.protocol.ids import EnvironmentKey, TaskId
 from lfm.protocol.messages import Finished, Submit
@@ -64,7 +64,7 @@ class Past:
         if isinstance(state, Failed):
             outcome = finished.outcome
             if isinstance(outcome, Raised) and outcome.error is not None:
-                outcome = replace(outcome, error=None)
+                outcome = outcome.but(error=None)
             submit = self._again(task)
         self.forget(task.id)  # its client had been given up, came back and submitted it once more
         declared = task.function.declared

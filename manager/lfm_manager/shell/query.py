@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lfm.protocol.messages import Finished
-from lfm.protocol.outcomes import Cancelled, Killed, Returned
+from lfm.protocol.outcomes import Attempt, Cancelled, Killed, Returned
 from lfm.protocol.resources import format_duration
 from lfm_manager.core.categories import Category
 from lfm_manager.core.functions import (
@@ -58,7 +58,7 @@ def answer(
             call = find(core, str(arguments.get("task", "")))
             return {
                 "schema": "lfm.explain/1", **task_row(core, call, now), "text": explain(core, call, now),
-                "attempts": [asdict(a) for a in call.attempts],
+                "attempts": [attempt_row(a) for a in call.attempts],
             }
         case "logs":
             return logs(core, find(core, str(arguments.get("task", ""))), arguments)
@@ -150,6 +150,11 @@ def _ended_row(ended: Ended, now: float) -> dict[str, Any]:
         "environment": ended.environment, "attempt": ended.attempts[-1].number if ended.attempts else 0,
         "age_s": round(now - ended.submitted, 3), "running_s": None, "fetched": True, **_over(ended),
     }  # fmt: skip
+
+
+def attempt_row(attempt: Attempt) -> dict[str, Any]:
+    usage = asdict(attempt.usage) if attempt.usage else None
+    return {**attempt.fields(), "allocation": asdict(attempt.allocation), "usage": usage}
 
 
 def _over(finished: Finished | Ended) -> dict[str, Any]:

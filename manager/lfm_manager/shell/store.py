@@ -22,7 +22,7 @@ from lfm_manager.core.events import Recovered, SavedSession, SavedTask
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 FORGOTTEN = 1000  # calls whose rows are removed together
 NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "afs", "ceph", "panfs", "9p", "orangefs", "pvfs2"}
 SCHEMA = """
