@@ -40,6 +40,7 @@ PAGE_PID = struct.Struct("<q")
 PAGE_PID_AT = 56
 PAGE_WARM_AT = 64
 PAGE_INIT_AT = 72
+PAGE_SAID_AT = 80  # what the forker was told last
 KB = 1024
 ENVIRON: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
 CHUNK, BLOBS, COMMAND = wire.CHUNK, wire.BLOBS, wire.COMMAND

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from lfm.monitor import linux
+from lfm.monitor import forkloop, linux
 
 _MS_REC, _MS_SLAVE = 0x4000, 1 << 19  # later mounts of the node (autofs, CVMFS) still appear
 _PROC_FLAGS = 2 | 4 | 8  # nosuid, nodev, noexec
@@ -17,7 +17,7 @@ def probe() -> dict[str, Any]:
     """For ``lfm worker detect``: each tier and what stands against it."""
     namespace = _try(try_namespace)
     return {
-        "fork": "clone" if linux.can_clone() else "os.fork",
+        "fork": "clone" if forkloop.possible() else "os.fork",
         "pid_namespace": namespace == "",
         "pid_namespace_why": namespace,
         "subreaper": _try(linux.become_subreaper) == "",

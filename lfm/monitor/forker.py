@@ -15,13 +15,12 @@ import mmap
 import os
 import signal
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from lfm.monitor import answer, call, contain, linux, wire
+from lfm.monitor import answer, call, contain, forkloop, linux, wire
 
-ASKED = b"f"
+WARM = b"w"  # a function to load comes next
 OOM_SCORE = 500
 
 
@@ -84,11 +83,14 @@ class CloneForker:
             self._start()
         assert self._socket is not None
         try:
-            self._socket.send(warm or ASKED)
+            if warm:
+                self._socket.send(WARM)
+                self._socket.send(warm)
+            self._socket.send(forkloop.FORK)
         except OSError:
             self.drop()
             self._start()
-            self._socket.send(ASKED)
+            self._socket.send(forkloop.FORK)
 
     def drop(self) -> None:
         """Forget the forker: it has been killed, or will be."""
@@ -109,11 +111,10 @@ class CloneForker:
         if pid == 0:
             mine.close()
             _prepare(self._ends, parent)
-            clone = linux.cloner(linux.CLONE_PARENT, 0)
             own = _Own()
             if self._ends.namespace:
-                _make_namespace(self._ends, its.fileno(), clone)
-            _fork_for_ever(self._ends, its.detach(), clone, own)
+                _make_namespace(self._ends, its.fileno())
+            _fork_for_ever(self._ends, its.detach(), own)
         its.close()
         self._socket, self.pid = mine, pid
 
@@ -135,14 +136,14 @@ class _Own:
         return int(os.pread(self._statm, 256, 0).split()[1]) * mmap.PAGESIZE
 
 
-def _make_namespace(ends: Ends, asked: int, clone: Callable[[], int]) -> None:
+def _make_namespace(ends: Ends, asked: int) -> None:
     """All processes that the forker clones from now on live in a PID namespace; its first process only waits.
 
     It is the monitor's child and dies with it, and with it the kernel ends the whole namespace.  Orphans become
     its children, and are reaped by the kernel, as it ignores their end.
     """
     contain.enter_namespaces()
-    pid = clone()
+    pid = linux.cloner(linux.CLONE_PARENT, 0)()
     if pid == 0:
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
@@ -159,31 +160,29 @@ def _make_namespace(ends: Ends, asked: int, clone: Callable[[], int]) -> None:
     call.PAGE_PID.pack_into(ends.page, call.PAGE_PID_AT, 0)
 
 
-def _fork_for_ever(ends: Ends, asked: int, clone: Callable[[], int], own: _Own) -> NoReturn:
-    """The forker's loop.  What it touches between two clones it must copy: so names are bound beforehand, and
-    random sources are reseeded here, where it costs one process less."""
+def _fork_for_ever(ends: Ends, asked: int, own: _Own) -> NoReturn:
+    """The forker's life.  What a call's process does here it does anew for each: so names are bound beforehand."""
     buffer, warm = bytearray(wire.DATAGRAM), None
-    page, parent, at, channel, hooks = ends.page, os.getppid(), call.PAGE_PID_AT, ends.channel, ends.hooks
-    pack, read, close, getppid, prctl = call.PAGE_PID.pack_into, os.read, os.close, os.getppid, linux.bare_prctl()
-    serve, reseed, leave, alone = call.serve, call.reseed, linux.bare_exit(), not ends.namespace
-    while True:
-        data = read(asked, 16384)
-        if not data:
-            os._exit(0)
-        if data != ASKED:
-            warm = _load(data, ends, own)
-        reseed()
-        pid = clone()
-        if pid == 0:
-            close(asked)
-            if alone:
-                prctl(linux.PR_SET_PDEATHSIG, 9, 0, 0, 0)
-                if getppid() != parent:
-                    os._exit(1)
-            if hooks:
-                call.replay(hooks)
-            serve(channel, page, buffer, warm, leave)
-        pack(page, at, pid)
+    page, parent, channel, hooks, alone = ends.page, os.getppid(), ends.channel, ends.hooks, not ends.namespace
+    read, close, getppid, prctl = os.read, os.close, os.getppid, linux.bare_prctl()
+    serve, reseed, leave = call.serve, call.reseed, linux.bare_exit()
+    forkloop.give_references()
+    loop = forkloop.make(asked, page, call.PAGE_SAID_AT, call.PAGE_PID_AT, linux.CLONE_PARENT)
+    while loop():
+        if page[call.PAGE_SAID_AT] != WARM[0]:
+            os._exit(0)  # the monitor is gone, or no process can be had
+        page[call.PAGE_SAID_AT] = 0
+        warm = _load(read(asked, 16384), ends, own)
+    close(asked)
+    if alone:
+        prctl(linux.PR_SET_PDEATHSIG, 9, 0, 0, 0)
+        if getppid() != parent:
+            os._exit(1)
+    reseed()
+    if hooks:
+        call.replay(hooks)
+    serve(channel, page, buffer, warm, leave)
+    os._exit(1)  # not reached
 
 
 def _load(data: bytes, ends: Ends, own: _Own) -> call.Warm:

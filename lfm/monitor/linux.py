@@ -7,6 +7,7 @@ so that no thread switch can happen around a clone.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import platform
 import signal
@@ -19,6 +20,7 @@ PR_GET_TID_ADDRESS = 40
 
 CLONE_NEWNS = 0x00020000
 CLONE_PARENT = 0x00008000
+CLONE_PARENT_SETTID = 0x00100000
 CLONE_CHILD_CLEARTID = 0x00200000
 CLONE_CHILD_SETTID = 0x01000000
 CLONE_NEWUSER = 0x10000000
@@ -36,7 +38,7 @@ _SIGSET_BYTES = 128
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.madvise.argtypes = _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def _fail(what: str) -> OSError:
@@ -150,6 +152,12 @@ def collapse_heap() -> int:
             if _libc.madvise(at, HUGE, MADV_COLLAPSE) == 0:
                 done += HUGE
     return done
+
+
+def make_executable(address: int, size: int) -> bool:
+    """Whether these pages may be read and run from now on, and written no more."""
+    done: int = _libc.mprotect(address, size, mmap.PROT_READ | mmap.PROT_EXEC)
+    return done == 0
 
 
 def bare_prctl() -> Callable[..., int]:

@@ -18,7 +18,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from lfm.monitor import answer, call, contain, linux
+from lfm.monitor import answer, call, contain, forkloop, linux
 from lfm.monitor.processes import Children, end_tree, reap
 from lfm.monitor.slot import SIGNALS, Monitor
 
@@ -42,7 +42,7 @@ def main(control_fd: int, settings: str) -> NoReturn:
     began = time.monotonic()
     skipped = _preload(control_fd, config)
     single = linux.threads() == 1
-    config["clone"] = bool(config["clone"] and single and linux.can_clone())
+    config["clone"] = bool(config["clone"] and single and forkloop.possible())
     config["namespace"] = bool(config["clone"] and config["namespace"] and contain.namespaces_work())
     call.rehearse()
     gc.collect()

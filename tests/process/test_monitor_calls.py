@@ -242,7 +242,7 @@ def test_a_missing_module_is_the_environments_fault(bench: Bench) -> None:
     outcome = bench.run(fail)
     assert isinstance(outcome, EnvironmentBroken)
     assert outcome.module == "no_such_module_here"
-    assert outcome.file == __file__ and outcome.line > 0
+    assert outcome.file in (__file__, "<dynamic-code>") and outcome.line > 0  # as cloudpickle before or since 3.1.3
 
 
 def test_an_import_error_raised_by_hand_is_not(bench: Bench) -> None:
