@@ -141,7 +141,7 @@ class Dialer:
         return self._link.waiting + self._link.unacknowledged
 
     def receive(self) -> list[m.Message]:
-        """What has come.  A Welcome with ``resumed`` False (after the first): the manager knows nothing of before.
+        """What has come, while what was sent before ``flush`` goes on waiting.  A Welcome with ``resumed`` False (after the first): the manager knows nothing of before.
 
         ProtocolError if the manager refused this session for good.
         """
@@ -155,8 +155,8 @@ class Dialer:
                     self._choose(one)
                 news += self._take(packet)
         self._watch()
-        if self._heard != before:
-            self.flush()  # the window may have opened, and what waits rides along
+        if self._link.overdue and self._heard != before:
+            self.flush()  # the window may have opened; what else waits leaves when its owner says so, with its siblings
         return news
 
     def _watch(self) -> None:

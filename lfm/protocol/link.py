@@ -34,7 +34,9 @@ ACK_FRAMES = 256  # acknowledge at the latest after so many
 class Link:
     """The state of one end of a session."""
 
-    __slots__ = ("_acknowledged", "_bytes", "_first", "_newest", "_next", "_out", "acked_to_peer", "received")
+    __slots__ = (
+        "_acknowledged", "_bytes", "_first", "_held_back", "_newest", "_next", "_out", "acked_to_peer", "received",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._out: deque[bytes] = deque()  # from _first on: sent and unacknowledged, then waiting
@@ -43,6 +45,7 @@ class Link:
         self._newest = 0  # the newest number ever sent, on any connection
         self._acknowledged = 0
         self._bytes = 0  # of _first .. _next - 1
+        self._held_back = True  # the last attempt to send could not send all: none yet, a closed window, a cut
         self.received = 0  # the newest number that came, with all before it
         self.acked_to_peer = 0  # how far the peer has been told
 
@@ -55,6 +58,11 @@ class Link:
     def waiting(self) -> int:
         """How many frames have not been sent: packets() has more as soon as the window opens."""
         return len(self._out) - self.unacknowledged
+
+    @property
+    def overdue(self) -> bool:
+        """Whether what waits would have been sent already, but for a closed window or a cut."""
+        return self._held_back and self.waiting > 0
 
     @property
     def owes_ack(self) -> bool:
@@ -85,6 +93,7 @@ class Link:
             self._newest = max(self._newest, self._next - 1)
             self._bytes += size
             self.acked_to_peer = self.received
+        self._held_back = self.waiting > 0
         return ready
 
     def control(self, kind: bytes) -> list[bytes]:
@@ -136,6 +145,7 @@ class Link:
         self.acknowledge(received)
         self._next = self._first
         self._bytes = 0
+        self._held_back = True
 
 
 _LENGTH = struct.Struct("<I")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lfm.errors import ProtocolError
-from lfm.protocol.link import AGAIN, BUNDLE, HEADER, PING, Link
+from lfm.protocol.link import AGAIN, BUNDLE, HEADER, PING, WINDOW_FRAMES, Link
 
 
 class Wire:
@@ -91,6 +91,25 @@ def test_what_exceeds_the_window_waits_in_order() -> None:
             got += other.receive(packet)[0]
         one.receive(other.control(b"A"))
     assert got == frames
+
+
+def test_what_was_held_back_is_told_from_what_waits_for_its_siblings() -> None:
+    link, peer = Link(), Link()
+    assert not link.overdue
+    link.push(b"before the first connection")
+    assert link.overdue
+    for packet in link.packets():
+        peer.receive(packet)
+    link.push(b"with the next flush")
+    assert not link.overdue
+    link.resume(peer.received)  # a new connection: what the peer lacks is not to wait for anybody
+    assert link.overdue
+    link.packets()
+    assert not link.overdue
+    for _ in range(WINDOW_FRAMES):
+        link.push(b"")
+    link.packets()
+    assert link.overdue  # as soon as the window opens
 
 
 def test_small_frames_travel_as_one() -> None:
