@@ -170,9 +170,10 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100)
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--os-fork", action="store_true", help="our fallback: the monitor forks with os.fork")
+    parser.add_argument("--no-groups", action="store_true", help="without control groups")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    how = {"clone": False} if given.os_fork else {}
+    how = {"clone": not given.os_fork, "groups": not given.no_groups}
     rows = [measure(given.python, name, given.rounds, given.calls, **how) for name in given.modules]
     if given.json:
         print(json.dumps(rows))

@@ -21,6 +21,8 @@ from lfm.protocol.outcomes import (
 )
 from lfm.protocol.resources import Usage
 
+KERNEL = 8 << 20  # bytes of the kernel's own that a group counts and no process shows
+
 
 def outcome_of(over: host.Over) -> Outcome:
     """How a call ended, from what it said itself and what its monitor saw: the monitor has the last word."""
@@ -65,12 +67,17 @@ def usage_of(over: host.Over) -> Usage | None:
         return None
     low, high, by = report.memory_low, report.memory_high, wire.MEMORY_BY[report.memory_by]
     processes = report.processes
-    if by != "cgroup" and result is not None:
+    if by == "cgroup":
+        if result is not None and result.children:
+            processes = max(processes, 2)
+        if result is not None and processes == 1 and not report.flags & wire.STRAY and low < 1.05 * result.memory_high + KERNEL:
+            low, high, by = result.memory_low, max(result.memory_low, min(high, result.memory_high)), "self"
+    elif result is not None:
         low, high = max(low, result.memory_low), max(high if processes > 1 else low, result.memory_high)
         by = "self" if processes == 1 else by
         if result.children and processes == 1:  # it waited for processes that lived between two looks
             processes, high, by = 2, max(high, result.memory_high + result.children), "poll"
-    if result is None:
+    if result is None and by != "cgroup":
         high = max(high, report.peak_rss)
     low, high = low + report.warm, high + report.warm
     wall = over.wall_s if result is None else result.wall_s

@@ -9,5 +9,6 @@
 
 ``wire`` is what they say to each other; ``watch`` and ``processes`` read /proc; ``capture`` bounds what is printed;
 ``sandbox`` is the only place that removes anything, and only what was handed over empty; ``contain`` tries out
-what the node allows; ``linux`` is what Python lacks.
+what the node allows; ``group`` is a slot's control group, ``cgroup`` what one is to the kernel; ``linux`` is what
+Python lacks.
 """

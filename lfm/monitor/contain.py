@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from lfm.monitor import forkloop, linux
+from lfm.monitor import cgroup, forkloop, linux
 
 _MS_REC, _MS_SLAVE = 0x4000, 1 << 19  # later mounts of the node (autofs, CVMFS) still appear
 _PROC_FLAGS = 2 | 4 | 8  # nosuid, nodev, noexec
@@ -16,13 +16,15 @@ _PROC_FLAGS = 2 | 4 | 8  # nosuid, nodev, noexec
 def probe() -> dict[str, Any]:
     """For ``lfm worker detect``: each tier and what stands against it."""
     namespace = _try(try_namespace)
+    place, no_group = cgroup.find()
     return {
         "fork": "clone" if forkloop.possible() else "os.fork",
         "pid_namespace": namespace == "",
         "pid_namespace_why": namespace,
         "subreaper": _try(linux.become_subreaper) == "",
         "children_file": os.path.exists(f"/proc/self/task/{os.getpid()}/children"),
-        "cgroup": cgroup(),
+        "cgroup": f"v{place.version} in {place.memory}" if place else "",
+        "cgroup_why": no_group,
     }
 
 
@@ -63,17 +65,6 @@ def try_namespace() -> None:
         raise PermissionError("/proc cannot be mounted in a namespace here")
 
 
-def cgroup() -> str:
-    """Which cgroup tier could be used: ``v2``, ``v1`` or nothing."""
-    for line in _lines("/proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if controllers == "" and os.access(f"/sys/fs/cgroup{path}/cgroup.procs", os.W_OK):
-            return "v2" if "memory" in _first(f"/sys/fs/cgroup{path}/cgroup.controllers") else ""
-        if "memory" in controllers.split(",") and os.access(f"/sys/fs/cgroup/memory{path}", os.W_OK):
-            return "v1"
-    return ""
-
-
 def oom_kills() -> int:
     """How often the kernel ended a process for want of memory: in our own cgroup where it tells, else on the node."""
     for line in _lines("/proc/self/cgroup"):
@@ -88,15 +79,7 @@ def oom_kills() -> int:
 
 
 def _lines(path: str) -> list[str]:
-    try:
-        with open(path) as file:
-            return file.read().splitlines()
-    except OSError:
-        return []
-
-
-def _first(path: str) -> str:
-    return next(iter(_lines(path)), "")
+    return cgroup.read(path).splitlines()
 
 
 def _try(what: Callable[[], None]) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from lfm.monitor import answer, call, contain, forkloop, linux, wire
+from lfm.monitor.group import SlotGroup
 
 WARM = b"w"  # a function to load comes next
 OOM_SCORE = 500
@@ -37,6 +38,7 @@ class Ends:
     session: bool  # whether a slot's calls form a session (and process group) of their own
     namespace: bool  # whether they live in a PID namespace
     hooks: list[linux.Hook]  # at-fork handlers that a bare clone does not run
+    group: SlotGroup | None  # the control group that they are born in
 
 
 def _prepare(ends: Ends, parent: int) -> None:
@@ -44,6 +46,8 @@ def _prepare(ends: Ends, parent: int) -> None:
     linux.die_with_parent(parent)
     for fd in ends.private:
         os.close(fd)
+    if ends.group is not None:
+        ends.group.join()
     if ends.session:
         os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM):

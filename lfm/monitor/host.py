@@ -145,9 +145,10 @@ class Host:
         clone: bool = True,
         session: bool = True,
         namespace: bool = True,
+        groups: bool = True,
         environ: dict[str, str] | None = None,
     ) -> None:
-        """``clone``, ``namespace``: whether to use them where they are possible (``told`` says what came of it).
+        """``clone``, ``namespace``, ``groups``: whether to use them where they are possible (``told`` says what came of it).
         ``session``: False leaves the calls in the starter's session and process group."""
         self._epoll = select.epoll()
         self._slots: dict[int, _Slot] = {}
@@ -174,6 +175,7 @@ class Host:
             "session": session,
             "clone": clone,
             "namespace": namespace,
+            "groups": groups,
         }
         self._process = subprocess.Popen(
             template.command(str(python), its.fileno(), config),

@@ -14,9 +14,10 @@ import socket
 import time
 from typing import Any, NoReturn
 
-from lfm.monitor import call, contain, linux, sandbox, wire
+from lfm.monitor import call, cgroup, contain, linux, sandbox, wire
 from lfm.monitor.capture import Capture
 from lfm.monitor.forker import CloneForker, Ends, PlainForker
+from lfm.monitor.group import NOTHING, SlotGroup
 from lfm.monitor.processes import Children, Reaped, children_by_scan, end_tree, reap
 from lfm.monitor.watch import FIRST, Breach, Watch
 
@@ -40,9 +41,10 @@ class Monitor:
         self.children = Children()
         self.inside: Children | None = None  # of the namespace's first process: orphans of the call
         self.poll = select.poll()
+        self.group = _group(config)
         private = (control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end, files[0], files[1])
         ends = Ends(
-            channel.detach(), self.page, self.stdout.write_end, self.stderr.write_end, self.fault, private, config["session"], config["namespace"], hooks
+            channel.detach(), self.page, self.stdout.write_end, self.stderr.write_end, self.fault, private, config["session"], config["namespace"], hooks, self.group
         )
         self.forker = CloneForker(ends) if config["clone"] else PlainForker(ends)
         for fd in (control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end):
@@ -128,13 +130,18 @@ class Monitor:
             self.warm = wire.read_simple(data)[1]
         elif kind == wire.CLEAN:
             self.control.send(wire.simple(wire.CLEANED, sandbox.remove(wire.read_clean(data))))
+            if self.group and self.last and not self._running():
+                self.group.settle(self._loaded())  # what was cached of the files is gone with them
 
     def _start_watch(self, data: bytes) -> None:
         id, began, limits, folder = wire.read_watch(data)
         if id == self.last or self.watch is not None:
             return  # it has ended meanwhile
-        self.oom_kills = contain.oom_kills()
-        self.watch = Watch(began, limits, folder)
+        if self.group:
+            self.group.begin(self._loaded())
+        else:
+            self.oom_kills = contain.oom_kills()
+        self.watch = Watch(began, limits, folder, self.group)
 
     def _has_begun(self, watch: Watch, now: float) -> bool:
         """Its process may not be made yet, or have come to begin."""
@@ -250,8 +257,8 @@ class Monitor:
             for one in self._end_all():
                 flags |= wire.STRAY
                 self.stray_cpu += one.cpu
-        if over.status == signal.SIGKILL and not breach and self.watch and contain.oom_kills() > self.oom_kills:
-            flags |= wire.OUT_OF_MEMORY  # who did not live to be watched cannot have taken much
+        if over.status == signal.SIGKILL and not breach and self._oom_killed():
+            flags |= wire.OUT_OF_MEMORY
         if self.printed or self.muted or flags & wire.STRAY or breach or over.status:
             for stream in (self.stdout, self.stderr):
                 while stream.pump():
@@ -290,11 +297,36 @@ class Monitor:
         self.forker.drop_init()
         return [one for one in end_tree(self.children, ()) if one.pid not in (init, forker)]
 
+    def _oom_killed(self) -> bool:
+        if self.group:
+            return self.group.oom_killed()
+        return self.watch is not None and contain.oom_kills() > self.oom_kills  # a short life cannot have taken much
+
+    def _loaded(self) -> int:
+        return int(call.PAGE_PID.unpack_from(self.page, call.PAGE_WARM_AT)[0]) if self.forker.pid else 0
+
+    def _memory(self) -> tuple[int, int, int]:
+        """The peak: a lower and an upper bound, and how they were found."""
+        peaks = self.watch.peaks if self.watch else None
+        low, high = (peaks.memory_low, peaks.memory_high) if peaks else (0, 0)
+        took = self.group.took(self._loaded(), bool(peaks)) if self.group else None
+        if took is None:
+            return low, high, 1 if peaks else 0
+        least, most = took
+        if peaks and most - least > NOTHING:  # files were cached: the processes themselves know better
+            most = min(most, max(high, least))
+        low = max(low, least)
+        return low, max(most, low), 2
+
     def _report(
         self, id: int, over: Reaped, flags: int, breach: Breach | None, base_cpu: float, base_rss: int
     ) -> wire.Report:
         peaks = self.watch.peaks if self.watch else None
         read, written = _parse_io(self.io)
+        memory_low, memory_high, memory_by = self._memory()
+        cpu = max(0.0, over.cpu - base_cpu) + self.stray_cpu
+        if self.group and peaks:  # counts also whom nobody waited for
+            cpu = max(cpu, self.group.cpu())
         return wire.Report(
             id=id,
             status=over.status,
@@ -303,22 +335,22 @@ class Monitor:
             limit=breach.limit if breach else 0.0,
             measured=breach.measured if breach else 0.0,
             at_s=breach.at_s if breach else 0.0,
-            cpu_s=max(0.0, over.cpu - base_cpu) + self.stray_cpu,
+            cpu_s=cpu,
             cores_peak=peaks.cores if peaks else 0.0,
-            memory_low=peaks.memory_low if peaks else 0,
-            memory_high=peaks.memory_high if peaks else 0,
+            memory_low=memory_low,
+            memory_high=memory_high,
             disk=peaks.disk if peaks else 0,
             read=read,
             written=written,
             gpu_memory=0,
             peak_rss=max(0, over.peak_rss - base_rss),
-            warm=call.PAGE.unpack_from(self.page)[8],
+            warm=self._loaded(),
             processes=peaks.processes if peaks else 1,
             threads=peaks.threads if peaks else 1,
             stdout=self.stdout.total,
             stderr=self.stderr.total,
             fault=os.fstat(self.fault).st_size if over.status else 0,
-            memory_by=1 if peaks else 0,
+            memory_by=memory_by,
         )
 
     def _reset(self, clean: bool) -> None:
@@ -332,18 +364,36 @@ class Monitor:
         call.PAGE_PID.pack_into(self.page, call.PAGE_PID_AT, 0)
         if not clean and self.forker.pid:
             # a call that ended badly shared a process group with the forker: take no chance on its state
-            for pid in (self.forker.init, self.forker.pid):
-                if pid:
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, linux.WALL)
-            self.forker.drop()
-            self.forker.drop_init()
+            self._drop_forker()
+        if self.group and self.group.settle(self._loaded()):
+            self._drop_forker()
+            self.group.renew()
+
+    def _drop_forker(self) -> None:
+        for pid in (self.forker.init, self.forker.pid):
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, linux.WALL)
+        self.forker.drop()
+        self.forker.drop_init()
 
     def _leave(self) -> NoReturn:
         """The daemon or the template is gone: take everything along."""
         self.forker.drop()
         end_tree(self.children, ())
+        if self.group:
+            self.group.close()
         os._exit(0)
+
+
+def _group(config: dict[str, Any]) -> SlotGroup | None:
+    """A control group of this slot's own, named by the template and the slot, where the node allows one."""
+    if not config["group"]:
+        return None
+    try:
+        return SlotGroup(cgroup.Place(*config["group"]), f"{cgroup.PREFIX}{os.getppid()}.{config['slot']}")
+    except OSError:
+        return None
 
 
 def _read_io(pid: int) -> bytes:

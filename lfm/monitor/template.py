@@ -18,7 +18,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from lfm.monitor import answer, call, contain, forkloop, linux
+from lfm.monitor import answer, call, cgroup, contain, forkloop, linux
 from lfm.monitor.processes import Children, end_tree, reap
 from lfm.monitor.slot import SIGNALS, Monitor
 
@@ -30,7 +30,7 @@ FDS = 5  # control, channel, stdout, stderr, fault
 
 
 def main(control_fd: int, settings: str) -> NoReturn:
-    """Entry point: ``settings`` is JSON (preload, skip, parent, session, clone)."""
+    """Entry point: ``settings`` is JSON (preload, skip, parent, session, clone, namespace, groups)."""
     config = json.loads(settings)
     linux.die_with_parent(config["parent"])
     linux.become_subreaper()
@@ -38,6 +38,10 @@ def main(control_fd: int, settings: str) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     control = socket.socket(fileno=control_fd)
     _leave_no_trace(config["runtime"])
+    place, no_group = cgroup.find() if config["groups"] else (None, "not wanted")
+    if place is not None:
+        cgroup.sweep_dead(place)
+    config["group"] = place
     hooks = linux.record_hooks()
     began = time.monotonic()
     skipped = _preload(control_fd, config)
@@ -52,6 +56,8 @@ def main(control_fd: int, settings: str) -> NoReturn:
     told = {
         "fork": "clone" if config["clone"] else "os.fork",
         "containment": "namespace" if config["namespace"] else "subreaper",
+        "cgroup": f"v{place.version}" if place else "",
+        "cgroup_why": no_group,
         "single_threaded": single,
         "huge_pages": gathered,
         "skipped": skipped,
@@ -164,7 +170,7 @@ class Template:
                 self.control.close()
                 os.close(signals)
                 ends = [socket.socket(fileno=fd) for fd in fds[:2]]
-                Monitor(ends[0], ends[1], fds[2:], self.config, self.hooks).run()
+                Monitor(ends[0], ends[1], fds[2:], self.config | {"slot": slot}, self.hooks).run()
             except BaseException:  # it must not fall back into the template's loop
                 traceback.print_exc()
             finally:
@@ -185,6 +191,7 @@ class Template:
                 if slot is not None:
                     gone.append((slot, one.status))
         for slot, status in gone:
+            self._sweep_groups(f"{slot}.")
             self.control.send(SLOT.pack(GONE, slot) + struct.pack("<i", status))
 
     def _leave(self) -> NoReturn:
@@ -195,7 +202,13 @@ class Template:
                 self.monitors.pop(one.pid, None)
             time.sleep(0.002)
         end_tree(self.children, ())
+        self._sweep_groups("")
         os._exit(0)
+
+    def _sweep_groups(self, name: str) -> None:
+        """Remove the control groups of a monitor that could not; of all, if no slot is named."""
+        if place := self.config["group"]:
+            cgroup.sweep(place, f"{cgroup.PREFIX}{os.getpid()}.{name}")
 
 
 __all__ = ["FDS", "GONE", "NEW", "READY", "SLOT", "call", "command", "main"]

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lfm.monitor import answer
+from lfm.monitor.group import SlotGroup
 from lfm.monitor.processes import PAGE, Process, Seen, Tree
 from lfm.monitor.wire import Limits
 
@@ -49,6 +50,7 @@ class Watch:
     started: float  # monotonic
     limits: Limits
     sandbox: str
+    group: SlotGroup | None = None
     pid: int = 0  # of the call's process; 0: not made yet
     base: int = 0  # bytes resident in it before the call
     base_files: int = 0  # of these, of mapped files
@@ -127,6 +129,11 @@ class Watch:
                 low = max(low, own)
                 high += max(own, min(seen.rss, seen.faults * PAGE) if process.pid == self.pid else own)
             faults += seen.faults
+        if self.group is not None:
+            low = max(low, self.group.used(low, now))
+            self.peaks.memory_low = max(self.peaks.memory_low, low)
+            self.peaks.memory_high = max(self.peaks.memory_high, high, low)
+            return low
         if self._exact_of[2] and len(found) == self._exact_of[0]:
             exact, upper, then = self._exact_of[1:]
             high = min(high, exact + max(0, high - upper, (faults - then) * PAGE))

@@ -21,6 +21,7 @@ import cloudpickle
 import pytest
 
 from lfm.ending import outcome_of, usage_of
+from lfm.function.pickling import pickle_function
 from lfm.monitor import host, payload, wire
 from lfm.protocol.outcomes import (
     Blob,
@@ -61,7 +62,7 @@ class Bench:
     def start(self, fn: Callable[..., Any], *args: Any, limits: wire.Limits = wire.Limits(), **work: Any) -> int:  # noqa: B008
         self.last += 1
         number = self.last
-        data = b"".join(payload.pack(fn, cloudpickle.dumps))
+        data = b"".join(pickle_function(fn)[0])
         code = self.folder / f"code-{hashlib.sha256(data).hexdigest()}"
         if not code.exists():  # else a forker may be reading it
             code.write_bytes(data)
