@@ -96,7 +96,10 @@ class SlotGroup:
 
     def join(self) -> None:
         """Put this process, a copy of the monitor's, in it, and so all that it forks."""
-        self.now.enter()
+        try:
+            self.now.enter()
+        except OSError:  # the place was taken away meanwhile: better unmeasured than not at all
+            pass
         self.now.forget()
 
     def close(self) -> None:
