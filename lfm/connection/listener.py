@@ -92,10 +92,13 @@ class Listener:
 
     def __init__(
         self, run: RunDirectory, interfaces: Iterable[str], ports: Iterable[int] = (0,),
-        context: zmq.Context[zmq.Socket[bytes]] | None = None, lease: float = LEASE,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None, lease: float = LEASE, later: bool = False,
     ) -> None:
-        """Bind to the first free port of ``ports`` (0: any) on every interface.  ConnectionFailed if none is."""
-        self._run, self._lease = run, lease
+        """Bind to the first free port of ``ports`` (0: any) on every interface.  ConnectionFailed if none is.
+
+        ``later``: what comes is confirmed only once its owner says ``settle``.
+        """
+        self._run, self._lease, self._later = run, lease, later
         self._gone_lease = min(GONE_LEASE, lease)
         self._ping_every = min(PING_EVERY, lease / 4)  # a peer that lives is heard of in time
         self._context = context or zmq.Context()
@@ -117,6 +120,7 @@ class Listener:
         self._by_route: dict[bytes, _Session] = {}
         self._by_peer: dict[PeerId, _Session] = {}
         self._dirty: dict[PeerId, _Session] = {}  # has something to send
+        self._heard: dict[PeerId, _Session] = {}  # has said what is not settled yet
         self._last_peer = 0
         self._host = socket.gethostname()
         self._tick_at = time.monotonic() + self._ping_every
@@ -207,10 +211,23 @@ class Listener:
             news.append(Said(session.peer, message))
         if answer is not None:
             self._put(session, session.link.control(answer))
+        if self._later:
+            if frames:
+                self._heard[session.peer] = session
         elif session.link.owes_ack and self._ack_at is None:
             self._ack_at = now + ACK_DELAY
         if session.link.waiting:
             self._dirty[session.peer] = session
+
+    def settle(self) -> None:
+        """All that was received is safe, and may be confirmed."""
+        heard, self._heard = self._heard, {}
+        for session in heard.values():
+            session.link.settle()
+            if session.link.owes_much:
+                self._put(session, session.link.control(ACK))
+            elif session.link.owes_ack and self._ack_at is None:
+                self._ack_at = time.monotonic() + ACK_DELAY
 
     def _greet(self, route: bytes, role: str, packet: list[bytes], now: float, news: News) -> None:
         try:
@@ -238,7 +255,8 @@ class Listener:
             self._end(known, "began anew", news)
         self._last_peer += 1
         session = _Session(
-            PeerId(self._last_peer), name, role, route, now, getattr(hello, "host", ""), getattr(hello, "pid", 0)
+            PeerId(self._last_peer), name, role, route, now, getattr(hello, "host", ""), getattr(hello, "pid", 0),
+            Link(self._later),
         )
         self._by_name[name] = self._by_route[route] = self._by_peer[session.peer] = session
         self._welcome(session, False)
@@ -246,7 +264,7 @@ class Listener:
 
     def _welcome(self, session: _Session, resumed: bool) -> None:
         welcome = m.Welcome(self._run.name, self.epoch, resumed)
-        self._put(session, [WELCOME, encode(welcome), msgpack.packb(session.link.received)])
+        self._put(session, [WELCOME, encode(welcome), msgpack.packb(session.link.settled)])
         self._dirty[session.peer] = session
 
     def _reroute(self, session: _Session, route: bytes, now: float) -> None:
@@ -263,6 +281,11 @@ class Listener:
         if session is not None:
             session.link.push(encode(message))
             self._dirty[peer] = session
+
+    def backlog(self, peer: PeerId) -> int:
+        """Bytes that a peer was sent, or is to be, and has not confirmed."""
+        session = self._by_peer.get(peer)
+        return session.link.backlog if session is not None else 0
 
     def flush(self) -> None:
         """Send what is queued, as far as each peer's window is open."""
@@ -380,6 +403,7 @@ class Listener:
             self._by_route.pop(session.route, None)
         self._by_peer.pop(session.peer, None)
         self._dirty.pop(session.peer, None)
+        self._heard.pop(session.peer, None)
         news.append(Left(session.peer, reason, sure, goodbye))
 
     def part(self, patience: float) -> None:

@@ -10,7 +10,8 @@ whose first is its header::
     A last  acknowledged   the same, and no answer is wanted
     N last  acknowledged   something is missing: send again from acknowledged + 1
 
-A link is bounded: what exceeds the window waits at the sender, in the order in which it was pushed.
+A link is bounded: what exceeds the window waits at the sender, in the order in which it was pushed.  What came is
+confirmed at once; with ``later`` only when its owner says ``settle``, as it may have to be written down first.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ class Link:
     """The state of one end of a session."""
 
     __slots__ = (
-        "_acknowledged", "_bytes", "_first", "_held_back", "_newest", "_next", "_out", "acked_to_peer", "received",
+        "_acknowledged", "_bytes", "_first", "_held_back", "_later", "_newest", "_next", "_out", "acked_to_peer", "backlog",
+        "received", "settled",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, later: bool = False) -> None:
+        self._later = later
         self._out: deque[bytes] = deque()  # from _first on: sent and unacknowledged, then waiting
         self._first = 1  # the number of _out[0]
         self._next = 1  # the number of the next frame to send: _first <= _next <= _first + len(_out)
@@ -46,7 +49,9 @@ class Link:
         self._acknowledged = 0
         self._bytes = 0  # of _first .. _next - 1
         self._held_back = True  # the last attempt to send could not send all: none yet, a closed window, a cut
+        self.backlog = 0  # bytes of all that is not yet acknowledged, sent or not
         self.received = 0  # the newest number that came, with all before it
+        self.settled = 0  # how far that may be confirmed
         self.acked_to_peer = 0  # how far the peer has been told
 
     @property
@@ -66,11 +71,21 @@ class Link:
 
     @property
     def owes_ack(self) -> bool:
-        return self.received > self.acked_to_peer
+        return self.settled > self.acked_to_peer
+
+    @property
+    def owes_much(self) -> bool:
+        """So much was not confirmed yet that the peer may soon have to wait."""
+        return self.settled - self.acked_to_peer >= ACK_FRAMES
+
+    def settle(self) -> None:
+        """What came is safe."""
+        self.settled = self.received
 
     def push(self, frame: bytes) -> None:
         """Send this frame, some time, exactly once."""
         self._out.append(frame)
+        self.backlog += len(frame)
 
     def packets(self) -> list[list[bytes]]:
         """What can be sent now."""
@@ -86,20 +101,20 @@ class Link:
                 frames.append(frame)
                 size += len(frame)
             if len(frames) > 1 and size <= BUNDLE_BYTES:
-                ready.append([HEADER.pack(BUNDLE, self._next, self.received), _bundle(frames)])
+                ready.append([HEADER.pack(BUNDLE, self._next, self.settled), _bundle(frames)])
             else:
-                ready.append([HEADER.pack(DATA, self._next, self.received), *frames])
+                ready.append([HEADER.pack(DATA, self._next, self.settled), *frames])
             self._next += len(frames)
             self._newest = max(self._newest, self._next - 1)
             self._bytes += size
-            self.acked_to_peer = self.received
+            self.acked_to_peer = self.settled
         self._held_back = self.waiting > 0
         return ready
 
     def control(self, kind: bytes) -> list[bytes]:
         """A packet without frames: PING, ACK or AGAIN."""
-        self.acked_to_peer = self.received
-        return [HEADER.pack(kind, self._next - 1, self.received)]
+        self.acked_to_peer = self.settled
+        return [HEADER.pack(kind, self._next - 1, self.settled)]
 
     def receive(self, packet: list[bytes]) -> tuple[list[bytes], bytes | None]:
         """The new frames of a packet, and the kind of control packet that it wants for an answer.
@@ -117,7 +132,9 @@ class Link:
                 return [], AGAIN
             new = frames[self.received + 1 - number :]
             self.received += len(new)
-            return new, ACK if self.received - self.acked_to_peer >= ACK_FRAMES else None
+            if not self._later:
+                self.settled = self.received
+            return new, ACK if self.owes_much else None
         if kind not in (PING, ACK, AGAIN):
             raise ProtocolError("not a packet")
         if kind == AGAIN:
@@ -134,6 +151,7 @@ class Link:
             raise ProtocolError("acknowledges what was never sent")
         for at in range(self._first, number + 1):
             frame = self._out.popleft()
+            self.backlog -= len(frame)
             if at < self._next:
                 self._bytes -= len(frame)
         self._acknowledged = number

@@ -38,6 +38,7 @@ from lfm_manager.core import commands as c
 from lfm_manager.core import events as e
 from lfm_manager.core.check import check
 from lfm_manager.core.manager import ManagerCore
+from lfm_manager.core.payloads import SMALL, inline_bytes, inline_size, without_value
 from lfm_manager.core.policy import Policy
 from lfm_manager.sizing import make
 
@@ -101,6 +102,7 @@ class World:
         self.kept: set[EnvironmentKey] = set()  # made by clients, in the store of environments
         self.reset_store()
         self.ahead_s = self.dice.choice([0.05, 30.0])  # calls here take seconds
+        self.in_memory = self.dice.choice([0, 5000, None])  # bytes, of calls and results
         self.core = self.manager()
         self.blobs: set[Digest] = set()  # in the manager's store
         self.epoch = 0
@@ -113,7 +115,7 @@ class World:
         return Node(f"w{number}", Resources(cores, cores * self.dice.choice([1, 2, 4]) * GB, 10 * GB, self.dice.choice([0, 0, 2])))
 
     def manager(self) -> ManagerCore:
-        policy = replace(POLICY, ahead_s=self.ahead_s)
+        policy = replace(POLICY, ahead_s=self.ahead_s, in_memory=self.in_memory)
         return ManagerCore({"memory": make("auto", "memory"), "disk": make("auto", "disk")}, policy)
 
     # ------------------------------------------------------------ time
@@ -167,6 +169,12 @@ class World:
                 self.travel(peer, "down", lambda: self.person_hears(peer, message))
             case c.TellWorker(peer, message):
                 self.travel(peer, "down", lambda: self.node_hears(peer, message))
+            case c.TellKept(peer, task):
+                told = self.saved[task][4]
+                self.travel(peer, "down", lambda: self.person_hears(peer, told))
+            case c.RunKept(peer, run):
+                whole = run.but(arguments=self.saved[run.task][1].arguments)
+                self.travel(peer, "down", lambda: self.node_hears(peer, whole))
             case c.BuildEnvironment(key):
                 seen = key != UNSEEN or key in self.kept
                 self.soon(lambda: self.handle(_built(key) if seen else e.EnvironmentOutOfSight(key, "not in sight")))
@@ -184,7 +192,9 @@ class World:
                 self.saved_sessions.pop(key, None)
             case c.SaveDeclared(declared):
                 self.declared.append(declared)
-            case c.SaveTask(session, submit):
+            case c.SaveTask(session, submit, copy_of):
+                if copy_of is not None:
+                    submit = submit.but(arguments=self.saved[copy_of][1].arguments)
                 self.saved[submit.task] = [session, submit, 0, "", None]
             case c.SaveAttempt(task, attempt, worker):
                 self.saved[task][2:4] = [attempt, worker]
@@ -200,6 +210,16 @@ class World:
         self.saved: dict[TaskId, list] = {}  # type: ignore[type-arg]
         self.declared: list[m.DeclareEnvironment | m.DeclareFunction] = []
 
+    def read(self, submit: m.Submit, attempt: int, worker: str, finished: m.Finished | None) -> e.SavedTask:
+        """A row as the store gives it: what is large stays there."""
+        size = inline_size(submit.arguments)
+        kept = finished is not None and inline_bytes(finished) > SMALL
+        if size > SMALL:
+            submit = submit.but(arguments=Inline(b""))
+        if kept and finished is not None:
+            finished = without_value(finished)
+        return e.SavedTask(submit, attempt, worker, finished, size if size > SMALL else 0, kept)
+
     def soon(self, act: Callable[[], None]) -> None:
         """Something of the manager's own shell, which a crash ends."""
         epoch = self.epoch
@@ -213,7 +233,7 @@ class World:
         tasks: dict[str, list[e.SavedTask]] = {key: [] for key in self.saved_sessions}
         for session, submit, attempt, worker, finished in self.saved.values():
             if session in tasks:
-                tasks[session].append(e.SavedTask(submit, attempt, worker, finished))
+                tasks[session].append(self.read(submit, attempt, worker, finished))
         self.handle(e.Recovered(
             tuple(d for d in self.declared if isinstance(d, m.DeclareEnvironment)),
             tuple(d for d in self.declared if isinstance(d, m.DeclareFunction)),
@@ -274,7 +294,7 @@ class World:
             cores=dice.choice([None, None, 0.5, 1, 2]), memory=dice.choice([None, None, 100 * MB, GB]),
             disk=dice.choice([None, 0]), gpus=1 if dice.random() < 0.05 else None,
         )
-        arguments: Payload = Inline(b"x" * dice.randrange(50))
+        arguments: Payload = Inline(task.encode() * dice.choice([1, 500]))
         if dice.random() < 0.1:
             arguments = Blob(Digest(f"arg{dice.randrange(5)}"), 10**6)
         self.needs[task] = int(dice.lognormvariate(19, 1))
@@ -290,6 +310,8 @@ class World:
             self.after(self.dice.random() * 10, lambda: self.say(peer, made, True) if person.peer == peer else None)
         if person is None or not isinstance(message, m.Finished):
             return
+        if isinstance(message.outcome, Returned) and isinstance(message.outcome.value, Inline):
+            assert message.outcome.value.data.startswith(message.task.encode()), self.tale(f"{message.task} has no value")
         before = person.answers.get(message.task)
         assert before is None or before == message.outcome, self.tale(f"{message.task} was answered twice, differently")
         numbers = [a.number for a in message.attempts]
@@ -334,6 +356,8 @@ class World:
 
     def start_call(self, node: Node, run: m.Run) -> None:
         assert run.function in node.defined, self.tale("a function was not defined before its Run")
+        given = [p.calls[run.task].arguments for p in self.people if run.task in p.calls]
+        assert given == [run.arguments], self.tale(f"{run.task} runs with other arguments than it was given")
         answered = {t for p in self.people for t in p.answers}
         assert run.task not in answered, self.tale(f"{run.task} runs again after it was answered")
         held = node.calls[run.task, run.attempt] = Held(run, run.allocation)
@@ -359,7 +383,7 @@ class World:
             limit = held.allocation.memory
             self.end_call(node, held, Exhausted("memory", limit, limit, 0.5))
             return
-        outcome: Outcome = Returned(Inline(b"v"))
+        outcome: Outcome = Returned(Inline(held.run.task.encode() * (500 if self.needs[held.run.task] % 2 else 1)))
         luck = dice.random()
         if luck < 0.15:
             digest = Digest(f"res-{held.run.task}")

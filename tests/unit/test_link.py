@@ -133,3 +133,20 @@ def test_large_frames_are_not_copied() -> None:
 def test_a_broken_bundle_is_refused(body: bytes) -> None:
     with pytest.raises(ProtocolError):
         Link().receive([HEADER.pack(BUNDLE, 1, 0), body])
+
+
+def test_what_is_not_settled_is_not_confirmed_and_comes_again() -> None:
+    near, far = Link(), Link(later=True)
+    near.push(b"a")
+    near.push(b"b")
+    (packet,) = near.packets()
+    assert far.receive(packet) == ([b"a", b"b"], None)
+    near.receive(far.control(PING))
+    assert near.unacknowledged == 2 and not far.owes_ack and near.backlog == 2
+    near.resume(far.settled)  # the connection was cut
+    (packet,) = near.packets()
+    assert far.receive(packet) == ([], None)  # known already
+    far.settle()
+    assert far.owes_ack
+    near.receive(far.control(PING))
+    assert near.unacknowledged == 0 and near.backlog == 0

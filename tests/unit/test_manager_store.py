@@ -61,6 +61,41 @@ def test_what_was_committed_comes_back_in_order_and_the_rest_does_not(tmp_path: 
     store.close()
 
 
+def test_what_is_large_stays_in_the_store_until_it_is_asked_for(tmp_path: Path) -> None:
+    store = filled(tmp_path / "lfm.db", 0)
+    large = m.Submit(TaskId("s-1"), FunctionId("f"), Inline(b"x" * 5000), Request(memory=5))
+    ended = m.Finished(TaskId("s-2"), Returned(Inline(b"v" * 5000)), Usage(), Resources(), (), b"out")
+    store.write(c.SaveTask("s", large))
+    store.write(c.SaveTask("s", submit(2)))
+    store.write(c.SaveResult(ended))
+    for _ in range(2):  # before it is written, and after
+        assert store.arguments(TaskId("s-1")) == large.arguments and store.finished(TaskId("s-2")) == ended
+        assert store.arguments(TaskId("s-2")) == submit(2).arguments and store.arguments(TaskId("s-7")) is None
+        assert store.keeps(TaskId("s-2")) and not store.keeps(TaskId("s-1"))
+        store.commit()
+    write(store, c.SaveTask("s", m.Submit(TaskId("s-1.1"), FunctionId("f"), Inline(b""), Request()), TaskId("s-1")))
+    store.close()
+    again = Store(tmp_path / "lfm.db")
+    found = again.recover(())
+    assert found is not None
+    first, second, copy = found.sessions[0].tasks
+    assert first.submit.arguments == Inline(b"") and first.kept_size == 5000 and again.arguments(TaskId("s-1")) == large.arguments
+    assert second.kept and second.finished is not None and second.finished.outcome == Returned(Inline(b""))
+    assert again.finished(TaskId("s-2")) == ended and second.submit == submit(2)
+    assert copy.kept_size == 5000 and again.arguments(TaskId("s-1.1")) == large.arguments
+    again.close()
+
+
+def test_a_store_whose_file_was_removed_knows_it(tmp_path: Path) -> None:
+    store = filled(tmp_path / "lfm.db", 1)
+    assert store.is_there()
+    (tmp_path / "lfm.db").unlink()
+    assert not store.is_there()
+    Store(tmp_path / "lfm.db").close()
+    assert not store.is_there()  # another one in its place is not ours
+    store.close()
+
+
 def test_what_comes_and_goes_between_two_commits_is_never_written(tmp_path: Path) -> None:
     store = filled(tmp_path / "lfm.db", 0)
     write(store, c.SaveTask("s", submit(1)), c.SaveAttempt(TaskId("s-1"), 1, "w"), c.SaveResult(finished(1)), c.ForgetTask(TaskId("s-1")))

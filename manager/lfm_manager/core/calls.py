@@ -31,6 +31,7 @@ from lfm_manager.core.commands import (
     Command,
     ForgetTask,
     GetBlob,
+    RunKept,
     SaveAttempt,
     SaveMeasurement,
     SaveResult,
@@ -42,6 +43,7 @@ from lfm_manager.core.environments import Environments
 from lfm_manager.core.events import SavedTask
 from lfm_manager.core.functions import Built, Function, Unbuildable
 from lfm_manager.core.past import Past
+from lfm_manager.core.payloads import SMALL, inline_bytes, inline_size, without_arguments, without_value
 from lfm_manager.core.policy import Policy
 from lfm_manager.core.schedule import Placement, Scheduler
 from lfm_manager.core.sessions import Session
@@ -62,6 +64,7 @@ class Calls:
         self.functions: dict[FunctionId, Function] = {}
         self.categories: dict[str, Category] = {}
         self.finished = 0
+        self.held = self.unfetched = 0  # bytes of arguments and of results that are here and not in the store alone
         self.past = Past(blobs)
         self._policy, self._sizes, self._scheduler = policy, sizes, scheduler
         self._blobs, self._environments, self._workers, self._out = blobs, environments, workers, out
@@ -69,8 +72,13 @@ class Calls:
 
     # ------------------------------------------------------------ in
 
-    def submit(self, session: Session, submit: m.Submit, now: float, save: bool = True) -> Task | None:
-        """Accept a call; None if it is known already, or its function is not."""
+    def submit(
+        self, session: Session, submit: m.Submit, now: float, *, save: bool = True, kept_size: int = 0, like: Task | None = None
+    ) -> Task | None:
+        """Accept a call; None if it is known already, or its function is not.
+
+        Its arguments are in the store already if there are ``kept_size`` bytes of them, or it is ``like`` another one.
+        """
         if submit.task in self.tasks:
             return None
         function = self.functions.get(submit.function)
@@ -79,17 +87,28 @@ class Calls:
         self._orders += 1
         category = self.category(submit.category or function.declared.category)
         task = Task(
-            submit.task, self._orders, submit, session, function, category, input_size(submit), COMING, now
+            submit.task, self._orders, submit, session, function, category,
+            like.input_bytes if like is not None else input_size(submit) + kept_size, COMING, now,
         )
         self.tasks[task.id] = task
         session.tasks[task.id] = None
         category.submitted += 1
         if save:
-            self._out.append(SaveTask(session.key, submit))
+            self._out.append(SaveTask(session.key, submit, like.id if like is not None else None))
+        self._make_light(task, in_store=like is not None or kept_size > 0)
         for blob in task.blobs:
             self._blobs.use(blob, session.peer)
         self._await(task, now)
         return task
+
+    def _make_light(self, task: Task, *, in_store: bool) -> None:
+        """Leave its arguments to the store, if they are there alone, or are large and there are many."""
+        size, most = inline_size(task.submit.arguments), self._policy.in_memory
+        task.kept = in_store or (most is not None and size > SMALL and self.held + size > most)
+        if not task.kept:
+            self.held += size
+        elif size:
+            task.submit = without_arguments(task.submit)
 
     def _await(self, task: Task, now: float) -> None:
         """See that all that it needs is on its way; it is ready at once if nothing is missing.
@@ -133,8 +152,8 @@ class Calls:
     def restore(self, session: Session, saved: SavedTask, until: float, now: float) -> Task | None:
         """A call of before the restart.  It waits, is ready, or adrift with the worker that had it."""
         if saved.finished is not None:
-            return self._restore_finished(session, saved.submit, saved.finished, now)
-        task = self.submit(session, saved.submit, now, save=False)
+            return self._restore_finished(session, saved, saved.finished, now)
+        task = self.submit(session, saved.submit, now, save=False, kept_size=saved.kept_size)
         if task is None:
             return None
         task.attempt = saved.attempt
@@ -145,7 +164,8 @@ class Calls:
             task.become(Adrift(saved.worker, saved.attempt, until))
         return task
 
-    def _restore_finished(self, session: Session, submit: m.Submit, finished: m.Finished, now: float) -> Task | None:
+    def _restore_finished(self, session: Session, saved: SavedTask, finished: m.Finished, now: float) -> Task | None:
+        submit = saved.submit
         function = self.functions.get(submit.function)
         if function is None:
             return None
@@ -153,11 +173,17 @@ class Calls:
         category = self.category(submit.category or function.declared.category)
         task = Task(submit.task, self._orders, submit, session, function, category, 0, Waiting(False), now)
         task.attempts = finished.attempts
+        if isinstance(finished.outcome, Returned):
+            task.submit = without_arguments(submit)
+        else:
+            self._make_light(task, in_store=saved.kept_size > 0)
+        if not saved.kept:
+            self.unfetched += inline_bytes(finished)
         self.tasks[task.id] = task
         session.tasks[task.id] = None
         if (blob := result_blob(finished.outcome)) is not None:
             self._blobs.use(blob, None)
-        task.become(Done(finished) if isinstance(finished.outcome, Returned) else Failed(finished))
+        task.become((Done if isinstance(finished.outcome, Returned) else Failed)(finished, saved.kept))
         return task
 
     # ------------------------------------------------------------ what calls wait for
@@ -215,10 +241,11 @@ class Calls:
             self._define(worker, function, built.tarball)
         for blob in task.blobs:
             self._blobs.known[blob.digest].told[worker.peer] = None
-        self._out.append(TellWorker(worker.peer, m.Run(
+        run = m.Run(
             task.id, task.attempt, submit.function, submit.arguments, allocation, gpus, submit.request.processes,
             submit.chunk, submit.blobs, self._sizes.growth(task, allocation), placement.ahead,
-        )))
+        )
+        self._out.append(RunKept(worker.peer, run) if task.kept else TellWorker(worker.peer, run))
 
     def _define(self, worker: Worker, function: Function, tarball: Blob) -> None:
         declared = function.declared
@@ -433,16 +460,17 @@ class Calls:
             task.id, outcome, ended.usage if ended else None, allocation, task.attempts,
             ended.stdout if ended else b"", ended.stderr if ended else b"",
         )
+        light, kept = self._lighten(finished)
         if isinstance(outcome, Returned):
             task.category.succeeded += 1
-            task.become(Done(finished))
+            task.become(Done(light, kept))
         else:
             if isinstance(outcome, Cancelled | Killed):
                 task.category.cancelled += 1  # its user's wish, not its failure
             else:
                 task.category.failed += 1
             self._stop_waiting(task)
-            task.become(Failed(finished))
+            task.become(Failed(light, kept))
         self.finished += 1
         for blob in task.submit.blobs:
             self._blobs.leave(blob.digest)
@@ -450,9 +478,24 @@ class Calls:
             self._blobs.leave(task.submit.arguments.digest)
         if task.session.over:
             self._forget(task)
-        else:
-            self._out.append(SaveResult(finished))
-            self._tell(task, finished)
+            return
+        if isinstance(outcome, Returned):
+            self._drop_arguments(task)  # nobody runs it again
+        self._out.append(SaveResult(finished))
+        self._tell(task, finished)
+
+    def _lighten(self, finished: m.Finished) -> tuple[m.Finished, bool]:
+        """What is remembered of it here; and whether the rest is left to the store."""
+        size, most = inline_bytes(finished), self._policy.in_memory
+        if most is not None and size > SMALL and self.unfetched + size > most:
+            return without_value(finished), True
+        self.unfetched += size
+        return finished, False
+
+    def _drop_arguments(self, task: Task) -> None:
+        if not task.kept and (size := inline_size(task.submit.arguments)):
+            self.held -= size
+            task.submit = without_arguments(task.submit)
 
     def _stop_waiting(self, task: Task) -> None:
         if isinstance(task.state, Waiting):
@@ -496,10 +539,14 @@ class Calls:
             self._forget(task)
 
     def _forget(self, task: Task) -> None:
-        assert isinstance(task.state, Done | Failed)
+        state = task.state
+        assert isinstance(state, Done | Failed)
         del self.tasks[task.id], task.session.tasks[task.id]
         self.past.add(task)
-        if (blob := result_blob(task.state.finished.outcome)) is not None:
+        self._drop_arguments(task)
+        if not state.kept:
+            self.unfetched -= inline_bytes(state.finished)
+        if (blob := result_blob(state.finished.outcome)) is not None:
             self._blobs.leave(blob.digest)
         self._out.append(ForgetTask(task.id))
 

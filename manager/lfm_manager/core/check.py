@@ -8,6 +8,7 @@ from lfm.protocol.ids import Digest, PeerId
 from lfm_manager.core.calls import result_blob
 from lfm_manager.core.functions import Away, Built, Coming, Unbuildable
 from lfm_manager.core.manager import ManagerCore
+from lfm_manager.core.payloads import inline_bytes, inline_size
 from lfm_manager.core.queues import queue_key
 from lfm_manager.core.sizes import blobs_of
 from lfm_manager.core.tasks import Adrift, Collecting, Done, Failed, Placed, Ready, Task, Waiting
@@ -44,6 +45,7 @@ def check(core: ManagerCore, now: float) -> None:
     _check_workers(core, placed, collecting)
     _check_queues(core, queued, now)
     _check_blobs(core)
+    _check_memory(core)
     core.spread.check()
 
 
@@ -81,6 +83,15 @@ def _check_queues(core: ManagerCore, queued: int, now: float) -> None:
         for worker in core.workers.values():
             kept = scheduler.reserved is not None and scheduler.reserved[1] is worker and scheduler.reserved[0] is not queue
             assert kept or not worker.fits(demand, now), f"{queue.head.id} fits on {worker.name} and waits"
+
+
+def _check_memory(core: ManagerCore) -> None:
+    """What is reckoned to be here is here."""
+    calls = core.calls
+    over = [t.state for t in calls.tasks.values() if isinstance(t.state, Done | Failed)]
+    assert calls.held == sum(inline_size(t.submit.arguments) for t in calls.tasks.values())
+    assert calls.unfetched == sum(inline_bytes(state.finished) for state in over if not state.kept)
+    assert not any(t.kept and inline_size(t.submit.arguments) for t in calls.tasks.values())
 
 
 def _check_blobs(core: ManagerCore) -> None:

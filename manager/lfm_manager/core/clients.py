@@ -14,7 +14,7 @@ from lfm.protocol.outcomes import Blob, Impossible
 from lfm_manager.core import events as e
 from lfm_manager.core.blobs import Blobs
 from lfm_manager.core.calls import Calls
-from lfm_manager.core.commands import Command, ForgetSession, SaveDeclared, SaveSession, TellClient
+from lfm_manager.core.commands import Command, ForgetSession, SaveDeclared, SaveSession, TellClient, TellKept
 from lfm_manager.core.environments import Environments, progress
 from lfm_manager.core.functions import Away, Coming, Fetching, Function
 from lfm_manager.core.policy import Policy
@@ -47,8 +47,8 @@ class Clients:
             if "." in task_id or not task_id.startswith(f"{hello.session}-"):
                 self._out.append(TellClient(peer, _yours(task)))
             match task.state:
-                case Done(finished) | Failed(finished):
-                    self._out.append(TellClient(peer, finished))
+                case Done() | Failed():
+                    self._answer(task, peer)
                 case Placed(started=float(), attempt=attempt, allocation=allocation, worker=worker):
                     name = self._calls.worker_name(worker)
                     self._out.append(TellClient(peer, m.Started(task_id, attempt, name, allocation)))
@@ -172,7 +172,7 @@ class Clients:
     def _submit(self, session: Session, submit: m.Submit, now: float) -> None:
         known = self._calls.tasks.get(submit.task)
         if known is not None:
-            self._again(known.state, session)
+            self._again(known, session)
             return
         for blob in submit.blobs:
             if blob.digest not in session.held:
@@ -222,15 +222,28 @@ class Clients:
         if session.peer is not None:
             declared = calls.functions[submit.function].declared
             self._out.append(TellClient(session.peer, m.Yours(name, declared.name, declared.environment)))
-        self._submit(session, submit.but(task=name), now)
+        if task is not None and task.kept:
+            calls.submit(session, submit.but(task=name), now, like=task)
+        else:
+            self._submit(session, submit.but(task=name), now)
         if session.peer is None and task is not None:
             calls.release(task)  # who comes back finds the new one instead
         calls.past.spent(wanted)
 
-    def _again(self, state: object, session: Session) -> None:
-        """Submitted a second time, after a cut: only an answer that it may have missed is said again."""
-        if isinstance(state, Done | Failed) and session.peer is not None:
-            self._out.append(TellClient(session.peer, state.finished))
+    def _again(self, task: Task, session: Session) -> None:
+        """Submitted a second time, after a cut: an answer that it may have missed is said again."""
+        if session.peer is not None:
+            self._answer(task, session.peer)
+
+    def _answer(self, task: Task, peer: PeerId) -> None:
+        """Say how it ended, if it has."""
+        match task.state:
+            case Done(kept=True) | Failed(kept=True):
+                self._out.append(TellKept(peer, task.id))
+            case Done(finished) | Failed(finished):
+                self._out.append(TellClient(peer, finished))
+            case _:
+                pass
 
     def declare(self, declared: m.DeclareFunction, source: PeerId | None, save: bool = True) -> None:
         blobs = blobs_of(declared.code, declared.overlay)

@@ -23,6 +23,22 @@ class TellWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class TellKept:
+    """Tell a client how a call ended; that lies in the store."""
+
+    peer: PeerId
+    task: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class RunKept:
+    """Tell a worker to run a call whose arguments lie in the store."""
+
+    peer: PeerId
+    message: m.Run
+
+
+@dataclass(frozen=True, slots=True)
 class BuildEnvironment:
     """Look the key up in the store of environments, else build it.
 
@@ -82,10 +98,11 @@ class SaveDeclared:
 
 @dataclass(frozen=True, slots=True)
 class SaveTask:
-    """Write down an accepted task."""
+    """Write down an accepted task.  ``copy_of``: its arguments are those of another one, and lie in the store."""
 
     session: str
     submit: m.Submit
+    copy_of: TaskId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +138,6 @@ class SaveMeasurement:
 
 
 Command = (
-    TellClient | TellWorker | BuildEnvironment | KeepEnvironment | GetBlob | DropBlob | SaveSession | ForgetSession | SaveDeclared
+    TellClient | TellWorker | TellKept | RunKept | BuildEnvironment | KeepEnvironment | GetBlob | DropBlob | SaveSession | ForgetSession | SaveDeclared
     | SaveTask | SaveAttempt | SaveResult | ForgetTask | SaveMeasurement
 )

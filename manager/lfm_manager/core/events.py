@@ -135,12 +135,17 @@ class Ticked:
 
 @dataclass(frozen=True, slots=True)
 class SavedTask:
-    """A task as the store knows it.  ``finished`` None: it was not; ``worker``: the session that had it then."""
+    """A task as the store knows it.  ``finished`` None: it was not; ``worker``: the session that had it then.
+
+    Arguments of ``kept_size`` bytes, and values if ``kept``, were left in the store.
+    """
 
     submit: m.Submit
     attempt: int
     worker: str
     finished: m.Finished | None
+    kept_size: int = 0
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

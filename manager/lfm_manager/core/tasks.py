@@ -69,16 +69,18 @@ class Adrift:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Its value is here, until the client has it."""
+    """Its value is here, until the client has it.  ``kept``: in the store, with what it printed."""
 
     finished: Finished
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It gave no value, for the reason in its outcome; kept until the client knows."""
+    """It gave no value, for the reason in its outcome; kept until the client knows.  ``kept``: its details are in the store."""
 
     finished: Finished
+    kept: bool = False
 
 
 State = Waiting | Ready | Placed | Collecting | Adrift | Done | Failed
@@ -149,6 +151,7 @@ class Task:
     alone: bool = False  # workers died under it: from now on it has one to itself
     wanted: str = ""  # "cancel" or "kill" once its user asked for that while it was placed
     queue: Queue | None = None
+    kept: bool = False  # its arguments lie in the store, and not here
 
     @property
     def blobs(self) -> tuple[Blob, ...]:

@@ -17,7 +17,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -38,6 +38,7 @@ from lfm_manager.core.policy import Policy
 from lfm_manager.core.tasks import Task
 from lfm_manager.shell import addresses, history, query
 from lfm_manager.shell.builds import Builds
+from lfm_manager.shell.mail import Mail
 from lfm_manager.shell.outputs import Outputs
 from lfm_manager.shell.select import choose, find
 from lfm_manager.shell.store import Store, StoreFailed
@@ -45,6 +46,8 @@ from lfm_manager.shell.transfers import Transfers
 
 log = logging.getLogger(__name__)
 
+LOOK_EVERY = 5.0  # seconds between looks whether the run directory is still there
+IN_MEMORY = 32 << 20  # bytes of waiting calls' arguments, and of results, beyond which they stay in the store
 LAST_WORDS = 0.5  # seconds that what was said last may take to be heard
 FAREWELL = 2.0  # seconds that workers without calls have to leave, when the manager is stopped
 PACKETS = 64  # of all peers taken in one round: the rest waits in the socket, and answers are not kept back
@@ -74,19 +77,22 @@ class Manager:
         self.run_directory, self.settings = run, settings
         self.started = time.time()
         self.core = ManagerCore(
-            {resource: sizing.make(settings.strategy, resource) for resource in ("memory", "disk")}, settings.policy
+            {resource: sizing.make(settings.strategy, resource) for resource in ("memory", "disk")},
+            settings.policy if settings.ephemeral else replace(settings.policy, in_memory=IN_MEMORY),
         )
         self.store = None if settings.ephemeral else Store(run.path / "lfm.db")
         self.poller = zmq.Poller()
-        self.listener = Listener(run, [settings.interface], settings.ports, lease=settings.lease)
+        self.listener = Listener(run, [settings.interface], settings.ports, later=True, lease=settings.lease)
         self.listener.register(self.poller)
         self.builds = Builds(self.poller)
         self.outputs = Outputs()
-        self.transfers = Transfers(BlobStore(run.blobs), self.builds.tarballs, self.listener.send)
+        self.mail = Mail(self.listener, self.store)
+        self.transfers = Transfers(BlobStore(run.blobs), self.builds.tarballs, self.mail.send)
         self.addresses = addresses.reachable(settings.interface, self.listener.port, settings.advertise)
         self._roles: dict[PeerId, str] = {}
         self._starts: dict[TaskId, tuple[PeerId, m.Started]] = {}  # to be told at the end of this round
         self._pending: list[e.Event] = []  # answers to commands that were known at once
+        self._look_at = 0.0 if self.store is not None else math.inf  # when to see whether the run directory is there
         self._ending = ""  # why, once it is to end
         self._dismissed: float | None = None  # until when workers that were told to leave may take
         self._busy = time.monotonic()  # when there was last something to do
@@ -109,8 +115,13 @@ class Manager:
         with _Signals(self._woken, self._end):
             self.run_directory.publish(self.addresses)
             ready()
-            while not self._over():
-                self._round(dict(self.poller.poll(self._timeout())))
+            try:
+                while not self._over():
+                    self._round(dict(self.poller.poll(self._timeout())))
+            except StoreFailed as error:
+                for peer in list(self._roles):
+                    self.listener.drop(peer, str(error))
+                raise
         return self._ending
 
     def _over(self) -> bool:
@@ -135,15 +146,15 @@ class Manager:
             self._tell(e.Ticked())
         if (due := self.outputs.deadline()) is not None and now >= due:
             for reply in self.outputs.overdue(now):
-                self.listener.send(*reply)
+                self.listener.send(*reply)  # viewers are answered though nothing can be written
         if self.history is not None and (due := self.history.deadline()) is not None and now >= due:
             self.history.write()
         if self._ending == signal.SIGINT.name:
             self._dismiss()  # Ctrl-C is a person; SIGTERM may be a restart, and workers wait for the next manager
-        self._commit()
         for peer, message in self._starts.values():
-            self.listener.send(peer, message)
+            self.mail.send(peer, message)
         self._starts.clear()
+        self._deliver(now)
         self.listener.flush()
         self._look_if_idle(now)
 
@@ -151,7 +162,7 @@ class Manager:
         """Milliseconds until something is due."""
         due = self.listener.deadline()
         history = self.history.deadline() if self.history is not None else None
-        for other in (self.core.deadline(), history, self.outputs.deadline()):
+        for other in (self.core.deadline(), history, self.outputs.deadline(), self.mail.deadline(), self._look_at):
             due = due if other is None else min(due, other)
         if self.settings.idle_timeout is not None:
             due = min(due, self._busy + self.settings.idle_timeout)
@@ -210,6 +221,7 @@ class Manager:
                 if role != "viewer":
                     log.info("%s %d left: %s", role, peer, reason)
                 self.transfers.gone(peer)
+                self.mail.gone(peer)
                 self._tell(e.PeerLost(peer, reason, sure, goodbye))
 
     def _said(self, peer: PeerId, message: m.Message) -> None:
@@ -222,7 +234,7 @@ class Manager:
                 self._tell(self.transfers.missing(peer, message))
             case m.Query():
                 if (answer := self._answer(peer, message)) is not None:
-                    self.listener.send(peer, m.Answer(message.number, answer))
+                    self._say(peer, m.Answer(message.number, answer))
             case m.OutputSoFar():
                 if (reply := self.outputs.came(peer, message)) is not None:
                     self.listener.send(*reply)
@@ -255,7 +267,11 @@ class Manager:
     def _do(self, command: c.Command) -> None:
         match command:
             case c.TellWorker(peer, message):
-                self.listener.send(peer, message)
+                self.mail.send(peer, message)
+            case c.RunKept(peer, run):
+                self._run_kept(peer, run)
+            case c.TellKept(peer, task):
+                self.mail.send_kept(peer, task)
             case c.TellClient(peer, message):
                 self._tell_client(peer, message)
             case (
@@ -286,7 +302,20 @@ class Manager:
             return
         if isinstance(message, m.Finished):
             self._starts.pop(message.task, None)
-        self.listener.send(peer, message)
+        self.mail.send(peer, message)
+
+    def _say(self, peer: PeerId, message: m.Message) -> None:
+        """An answer: to a viewer at once, to a client after what it was told before."""
+        if self._roles.get(peer) == "viewer":
+            self.listener.send(peer, message)
+        else:
+            self.mail.send(peer, message)
+
+    def _run_kept(self, peer: PeerId, run: m.Run) -> None:
+        arguments = self.store.arguments(run.task) if self.store is not None else None
+        if arguments is None:
+            raise StoreFailed(f"the run directory {self.run_directory.path} has lost the arguments of {run.task}")
+        self.mail.send(peer, run.but(arguments=arguments))
 
     def _answered(self, event: e.Event | None) -> None:
         if event is not None:
@@ -301,17 +330,13 @@ class Manager:
         log.info("environment %s is wanted", key[:12])
         self._answered(self.builds.want(key, content))
 
-    def _commit(self) -> None:
-        if self.store is not None:
-            try:
-                self.store.commit()
-            except StoreFailed as error:
-                self._fail(error)
-
-    def _fail(self, error: StoreFailed) -> None:
-        """What cannot be written down must not be promised: stop here; a restart finds all that was."""
-        log.error("%s; the manager stops: make room, then start it again on this run directory", error)
-        raise error
+    def _deliver(self, now: float) -> None:
+        """Write down what was decided, and say it.  StoreFailed if what is written goes nowhere: then stop here."""
+        if self.store is not None and now >= self._look_at:
+            self._look_at = now + LOOK_EVERY
+            if not self.store.is_there():
+                raise StoreFailed(f"the run directory {self.run_directory.path} was removed; its calls are lost with it")
+        self.mail.deliver(now)
 
     # ------------------------------------------------------------ questions
 
@@ -326,7 +351,10 @@ class Manager:
                 if asked.what == "leaving":
                     return {"schema": "lfm.leaving/1", "needed": self.core.clients.needed(peer)}
                 return self._act(asked.what, asked.arguments)
-            return query.answer(self.core, self.facts(), asked.what, asked.arguments, time.monotonic())
+            return query.answer(
+                self.core, self.facts(), asked.what, asked.arguments, time.monotonic(),
+                self.store.finished if self.store is not None else lambda task: None,
+            )
         except query.NoAnswer as error:
             return {"error": str(error), "hint": error.hint}
         except (TypeError, ValueError) as error:
@@ -341,7 +369,7 @@ class Manager:
         since = query.since_when(call, asked.arguments)
         ask = self.outputs.ask(viewer, asked.number, where.worker, call.id, where.attempt, since, time.monotonic())
         if ask is not None:
-            self.listener.send(where.worker, ask)
+            self.mail.send(where.worker, ask)
         return ask is not None
 
     def _act(self, what: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -362,6 +390,7 @@ class Manager:
                 self._tell(e.DrainAsked(worker.peer, "somebody said: lfm worker drain"))
             else:
                 self._tell(e.WorkerSaid(worker.peer, m.WorkerLeaving("somebody said: lfm worker stop")))
+                self._deliver(time.monotonic())
                 self.listener.flush()
                 self.listener.drop(worker.peer, "stopped by: lfm worker stop")
                 self._roles.pop(worker.peer, None)
@@ -396,7 +425,7 @@ class Manager:
             "up_s": round(time.time() - self.started, 1), "strategy": self.settings.strategy,
             "store": "none" if store is None else f"{store.mode.lower()} on {store.file_system or 'an unknown file system'}",
             "log": str(self.run_directory.path / "log"), "refused_packets": self.listener.refusals,
-            "blob_bytes_sent": self.transfers.sent,
+            "blob_bytes_sent": self.transfers.sent, "trouble": self.mail.trouble,
         }
 
     # ------------------------------------------------------------ beginning and end
@@ -426,7 +455,10 @@ class Manager:
 
     def close(self) -> None:
         """Let go of everything; the run directory can be taken up again."""
-        self._commit()
+        try:
+            self.mail.deliver(time.monotonic())
+        except StoreFailed as error:
+            log.error("%s", error)
         self.listener.part(LAST_WORDS)
         self.builds.close()
         self.transfers.close()
@@ -434,7 +466,10 @@ class Manager:
         if self.history is not None:
             self.history.close()
         if self.store is not None:
-            self.store.close()
+            try:
+                self.store.close()
+            except StoreFailed as error:
+                log.error("%s; what was said last is said again by its peers", error)
         for one in (self._wake, self._woken):
             one.close()
         self.run_directory.withdraw()  # last: whoever waits for the end watches these files

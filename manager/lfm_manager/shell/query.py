@@ -6,10 +6,11 @@ Every answer is a plain dict with a ``schema``; scripts rely on its keys, so the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lfm.protocol.ids import TaskId
 from lfm.protocol.messages import Finished
 from lfm.protocol.outcomes import Attempt, Cancelled, Killed, Returned
 from lfm.protocol.resources import format_duration
@@ -36,9 +37,13 @@ LIMIT = 1000  # tasks in one answer, unless more are asked for
 
 
 def answer(
-    core: ManagerCore, facts: dict[str, Any], what: str, arguments: dict[str, Any], now: float
+    core: ManagerCore, facts: dict[str, Any], what: str, arguments: dict[str, Any], now: float,
+    whole: Callable[[TaskId], Finished | None] = lambda task: None,
 ) -> dict[str, Any]:
-    """The body of the answer.  NoAnswer if there is none; ``facts`` are the shell's own, about this manager."""
+    """The body of the answer.  NoAnswer if there is none; ``facts`` are the shell's own, about this manager.
+
+    ``whole`` finds how a call ended where the core does not keep all of that.
+    """
     match what:
         case "info":
             return {"schema": "lfm.info/1", **facts}
@@ -61,7 +66,7 @@ def answer(
                 "attempts": [attempt_row(a) for a in call.attempts],
             }
         case "logs":
-            return logs(core, find(core, str(arguments.get("task", ""))), arguments)
+            return logs(core, find(core, str(arguments.get("task", ""))), arguments, whole)
         case _:
             raise NoAnswer(f"this manager cannot answer {what!r}")
 
@@ -88,7 +93,7 @@ def status(core: ManagerCore, facts: dict[str, Any], now: float) -> dict[str, An
             }
             for s in core.clients.sessions.values()
         ],
-        "alerts": alerts(core),
+        "alerts": [*([facts["trouble"]] if facts.get("trouble") else []), *alerts(core)],
     }
 
 
@@ -241,7 +246,9 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"p50": ordered[last // 2], "p95": ordered[int(last * 0.95)], "max": ordered[last]}
 
 
-def logs(core: ManagerCore, call: Task | Ended, arguments: dict[str, Any]) -> dict[str, Any]:
+def logs(
+    core: ManagerCore, call: Task | Ended, arguments: dict[str, Any], whole: Callable[[TaskId], Finished | None]
+) -> dict[str, Any]:
     """What a call printed that is over; of one that runs its worker knows (``asked_of``)."""
     since = since_when(call, arguments)
     printed = (b"", b"")
@@ -251,7 +258,8 @@ def logs(core: ManagerCore, call: Task | Ended, arguments: dict[str, Any]) -> di
     else:
         attempt = call.attempt
         if isinstance(call.state, Done | Failed):
-            printed = call.state.finished.stdout, call.state.finished.stderr
+            finished = (whole(call.id) if call.state.kept else None) or call.state.finished
+            printed = finished.stdout, finished.stderr
     return outputs.body(call.id, state(call), attempt, since, *map(outputs.since, printed, since))
 
 

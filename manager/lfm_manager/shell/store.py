@@ -3,7 +3,8 @@
 Writes are gathered in memory and committed together, before anything that depends on them leaves the manager; a
 call that comes and goes between two commits costs the disk nothing.  WAL on a local disk; a rollback journal on a
 network file system, where WAL's shared memory does not work.  Messages are kept as they travel
-(``lfm.protocol.codec``), so nothing here knows their fields.
+(``lfm.protocol.codec``); of their fields only the payloads are known here, as what is large is kept apart: a
+manager that comes back, or holds many calls, does not read it before it is needed.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from lfm.errors import LfmError, ProtocolError
 from lfm.protocol import messages as m
 from lfm.protocol.codec import decode, encode
 from lfm.protocol.ids import TaskId
+from lfm.protocol.outcomes import Blob, Inline, Payload
 from lfm_manager.core import commands as c
 from lfm_manager.core.events import Recovered, SavedSession, SavedTask
+from lfm_manager.core.payloads import SMALL, inline_bytes, without_arguments, without_value
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +32,14 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sessions (key TEXT PRIMARY KEY, hello BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS declared (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, message BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS tasks (id TEXT PRIMARY KEY, number INTEGER NOT NULL, session TEXT NOT NULL, submit BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tasks (
+    id TEXT PRIMARY KEY, number INTEGER NOT NULL, session TEXT NOT NULL, submit BLOB NOT NULL, size INTEGER NOT NULL,
+    arguments BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS attempts (id TEXT PRIMARY KEY, attempt INTEGER NOT NULL, worker TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, finished BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, brief BLOB NOT NULL, whole BLOB) WITHOUT ROWID;
 """
 READ = """
-SELECT session, submit, coalesce(attempt, 0), coalesce(worker, ''), finished
+SELECT session, submit, size, coalesce(attempt, 0), coalesce(worker, ''), brief, whole IS NOT NULL
 FROM tasks LEFT JOIN attempts USING (id) LEFT JOIN results USING (id) ORDER BY number
 """
 
@@ -45,7 +50,19 @@ _M = TypeVar("_M")
 
 
 class StoreFailed(LfmError):
-    """The store cannot be used: one line that says why and what to do."""
+    """The store cannot be used: one line that says why and what to do.  ``passing``: it may work again later."""
+
+    def __init__(self, text: str, passing: bool = False) -> None:
+        super().__init__(text)
+        self.passing = passing
+
+
+LASTING = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISUSE)
+
+
+def _failed(what: str, error: sqlite3.Error) -> StoreFailed:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    return StoreFailed(f"{what}: {error}", passing=code not in LASTING)
 
 
 def file_system(path: Path) -> str:
@@ -56,8 +73,8 @@ def file_system(path: Path) -> str:
         return ""
     here = str(path.resolve())
     points = [(f[1].replace("\\040", " "), f[2]) for f in mounts if len(f) > 2]
-    fitting = [(len(p), kind) for p, kind in points if here == p or here.startswith(p.rstrip("/") + "/")]
-    return max(fitting, default=(0, ""))[1]
+    fitting = [(len(p), n, kind) for n, (p, kind) in enumerate(points) if here == p or here.startswith(p.rstrip("/") + "/")]
+    return max(fitting, default=(0, 0, ""))[2]  # the innermost, and of several at one place the last
 
 
 class Store:
@@ -69,14 +86,24 @@ class Store:
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             self.mode = self._prepare("TRUNCATE" if remote else "WAL")
+            self._number = int(self._db.execute("SELECT coalesce(max(number), 0) FROM tasks").fetchone()[0])
         except sqlite3.Error as error:
             raise StoreFailed(f"cannot use {path}: {error}") from None
         self.file_system = kind
-        self._number = int(self._db.execute("SELECT coalesce(max(number), 0) FROM tasks").fetchone()[0])
+        self.path, self._inode = path, path.stat().st_ino
         self._forgotten: list[tuple[TaskId]] = []
-        self._forget_all()
+        self._all_written()
 
-    def _forget_all(self) -> None:
+    def is_there(self) -> bool:
+        """False: somebody removed the file, and what is written goes nowhere."""
+        try:
+            return self.path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # a network file system that is away for a while
+
+    def _all_written(self) -> None:
         """What has been written is not to be written again."""
         self._sessions: dict[str, m.ClientHello | None] = {}
         self._declared: list[m.DeclareFunction | m.DeclareEnvironment] = []
@@ -115,7 +142,9 @@ class Store:
                 self._attempts[task] = command
             case c.SaveResult(finished):
                 self._results[finished.task] = finished
-            case c.SaveTask(_, submit):
+            case c.SaveTask(session, submit, copy_of):
+                if copy_of is not None and (arguments := self.arguments(copy_of)) is not None:
+                    command = c.SaveTask(session, submit.but(arguments=arguments))
                 self._tasks[submit.task] = command
             case c.ForgetTask(task):
                 self._attempts.pop(task, None)
@@ -135,17 +164,23 @@ class Store:
         """Write down all that there is.  StoreFailed if that cannot be done; it may be tried again."""
         if not self.dirty and len(self._forgotten) < FORGOTTEN:
             return
+        number, gone = self._number, self._forgotten if len(self._forgotten) >= FORGOTTEN else []
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 self._write_all()
+                self._delete(gone)
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                self._number = number
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            raise StoreFailed(f"cannot write to the run directory: {error}") from None
-        self._forget_all()
+            raise _failed(f"cannot write to the run directory {self.path.parent}", error) from None
+        if gone:
+            self._forgotten = []
+        self._all_written()
 
     def _write_all(self) -> None:
         many = self._db.executemany
@@ -159,23 +194,46 @@ class Store:
             many("INSERT OR IGNORE INTO declared (id, message) VALUES (?, ?)", rows)
         if self._tasks:
             first, self._number = self._number + 1, self._number + len(self._tasks)
-            saved = [(s.submit.task, n, s.session, encode(s.submit)) for n, s in enumerate(self._tasks.values(), first)]
-            many("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?)", saved)
+            saved = [(s.submit.task, n, s.session, *_apart(s.submit)) for n, s in enumerate(self._tasks.values(), first)]
+            many("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?, ?, ?, ?)", saved)
         if self._attempts:
             tried = [(a.task, a.attempt, a.worker) for a in self._attempts.values()]
             many("INSERT OR REPLACE INTO attempts VALUES (?, ?, ?)", tried)
         if self._results:
-            done = [(task, encode(finished)) for task, finished in self._results.items()]
-            many("INSERT OR REPLACE INTO results VALUES (?, ?)", done)
-        if len(self._forgotten) >= FORGOTTEN:
-            self._delete()
+            done = [(task, *_brief(finished)) for task, finished in self._results.items()]
+            many("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", done)
 
-    def _delete(self) -> None:
-        gone, self._forgotten = sorted(self._forgotten), []
-        for table in ("tasks", "attempts", "results"):
-            self._db.executemany(f"DELETE FROM {table} WHERE id = ?", gone)
+    def _delete(self, gone: list[tuple[TaskId]]) -> None:
+        for table in ("tasks", "attempts", "results") if gone else ():
+            self._db.executemany(f"DELETE FROM {table} WHERE id = ?", sorted(gone))
 
     # ------------------------------------------------------------ reading
+
+    def arguments(self, task: TaskId) -> Payload | None:
+        """What a call that was saved is called with; None if it is not here any more."""
+        if (pending := self._tasks.get(task)) is not None:
+            return pending.submit.arguments
+        row = self._row("SELECT submit, arguments FROM tasks WHERE id = ?", task)
+        if row is None:
+            return None
+        return Inline(row[1]) if row[1] is not None else self._read(row[0], m.Submit).arguments
+
+    def finished(self, task: TaskId) -> m.Finished | None:
+        """How a call that was saved ended, with all that it returned and printed; None if that is not here any more."""
+        if (pending := self._results.get(task)) is not None:
+            return pending
+        row = self._row("SELECT coalesce(whole, brief) FROM results WHERE id = ?", task)
+        return self._read(row[0], m.Finished) if row is not None else None
+
+    def keeps(self, task: TaskId) -> bool:
+        """Whether ``finished`` has an answer."""
+        return task in self._results or self._row("SELECT 1 FROM results WHERE id = ?", task) is not None
+
+    def _row(self, query: str, task: TaskId) -> Any:
+        try:
+            return self._db.execute(query, (task,)).fetchone()
+        except sqlite3.Error as error:
+            raise _failed("cannot read the run directory", error) from None
 
     def recover(self, blobs: tuple[Any, ...]) -> Recovered | None:
         """What an earlier manager left here; None if this is the first."""
@@ -186,10 +244,11 @@ class Store:
         }
         if not declared and not sessions:
             return None
-        for session, submit, attempt, worker, finished in self._db.execute(READ):
+        for session, submit, size, attempt, worker, brief, kept in self._db.execute(READ):
             if session in sessions:
-                done = self._read(finished, m.Finished) if finished is not None else None
-                sessions[session][1].append(SavedTask(self._read(submit, m.Submit), attempt, worker, done))
+                done = self._read(brief, m.Finished) if brief is not None else None
+                saved = SavedTask(self._read(submit, m.Submit), attempt, worker, done, size, bool(kept))
+                sessions[session][1].append(saved)
         return Recovered(
             tuple(d for d in declared if isinstance(d, m.DeclareEnvironment)),
             tuple(d for d in declared if isinstance(d, m.DeclareFunction)),
@@ -208,9 +267,26 @@ class Store:
         return cast(_M, message)
 
     def close(self) -> None:
-        self.commit()
+        """StoreFailed if something could not be written: its peers do not believe that it was, and say it again."""
         try:
-            self._delete()
+            self.commit()
+            self._delete(self._forgotten)
         except sqlite3.Error as error:
             log.warning("what is over could not be removed from the store: %s", error)
-        self._db.close()
+        finally:
+            self._db.close()
+
+
+def _apart(submit: m.Submit) -> tuple[bytes, int, bytes | None]:
+    """A call without its arguments, their size (0: they are with it), and they."""
+    arguments = submit.arguments
+    if isinstance(arguments, Blob) or len(arguments.data) <= SMALL:
+        return encode(submit), 0, None
+    return encode(without_arguments(submit)), len(arguments.data), arguments.data
+
+
+def _brief(finished: m.Finished) -> tuple[bytes, bytes | None]:
+    """The end of a call without its value; and with it, if that is much more."""
+    if inline_bytes(finished) <= SMALL:
+        return encode(finished), None
+    return encode(without_value(finished)), encode(finished)
