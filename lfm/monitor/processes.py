@@ -120,6 +120,10 @@ class Tree:
             self._forget(pid)
         return found
 
+    def pids(self) -> list[int]:
+        """Who was there at the last look."""
+        return list(self._held)
+
     def _forget(self, pid: int) -> None:
         process = self._held.pop(pid, None)
         if process is not None:
@@ -231,6 +235,22 @@ def end_tree(children: Children, keep: Iterable[int], roots: Iterable[int] = ())
             _wait_for_end(pause)
         pause = min(0.02, pause * 2 or 0.0005)
         ended += reap()
+
+
+def stop(pids: Iterable[int]) -> list[int]:
+    """Stop them; those that were not stopped already, for ``go_on``."""
+    stopped = []
+    for pid in pids:
+        stat = _read(f"/proc/{pid}/stat")
+        if stat and stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] not in b"TtZX":
+            _signal(pid, signal.SIGSTOP)
+            stopped.append(pid)
+    return stopped
+
+
+def go_on(pids: Iterable[int]) -> None:
+    for pid in pids:
+        _signal(pid, signal.SIGCONT)
 
 
 def _wait_for_end(seconds: float) -> None:

@@ -102,7 +102,10 @@ class Monitor:
                 self.poll.modify(stream.read_end, select.POLLIN)
         if self.watch and now >= self.watch.due() and self._has_begun(self.watch, now):
             breach = self.watch.look(now, self._strays())
-            if breach:
+            if breach and breach.resource == "memory" and self.watch.limits.grow and not self.watch.held:
+                self.watch.hold(breach, now)
+                self.control.send(wire.near(self._running(), int(breach.measured), self.watch.limits.memory))
+            elif breach:
                 self._enforce(breach)
             else:
                 self._tell_near()
@@ -119,8 +122,8 @@ class Monitor:
         elif kind == wire.RAISE:
             id, memory = wire.read_raise(data)
             if self.watch and id == self._running():
-                self.watch.limits = self.watch.limits._replace(memory=memory)
-                self.watch.next_look = 0.0
+                if breach := self.watch.release(memory):
+                    self._enforce(breach)
         elif kind == wire.KILL:
             id, _ = wire.read_simple(data)
             running = self._running()

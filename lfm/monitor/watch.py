@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from lfm.monitor import answer
 from lfm.monitor.group import SlotGroup
-from lfm.monitor.processes import PAGE, Process, Seen, Tree
+from lfm.monitor.processes import PAGE, Process, Seen, Tree, go_on, stop
 from lfm.monitor.wire import Limits
 
 FIRST = 0.010  # seconds between looks: grows by GROWTH up to SLOWEST
@@ -21,6 +21,7 @@ SHARE = 1000  # looks may take one part in so many of the time, ...
 CREDIT = 0.0012  # ... and this many CPU seconds at first; but a near memory limit goes before
 DISK_SHARE = 100  # a walk of the sandbox may take one part in so many of the time
 NEARLY = 0.95
+ANSWER_WITHIN = 5.0  # seconds that a call which outgrew its limit stands still for its daemon to answer
 EXACT_SHARE = 1000  # exact looks at memory may take one part in so many of the time
 UNSURE = 1 << 20  # bytes between the bounds from which an exact look is worth it
 
@@ -57,6 +58,8 @@ class Watch:
     peaks: Peaks = field(default_factory=Peaks)
     next_look: float = 0.0
     near_told: int = 0  # the limit that the daemon was told is near
+    held: Breach | None = None  # of a limit that may grow: nothing of the call runs until the daemon has answered
+    _stopped: list[int] = field(default_factory=list)
     _tree: Tree = field(default_factory=Tree)
     _interval: float = FIRST
     _cpu: dict[int, float] = field(default_factory=dict)
@@ -71,13 +74,15 @@ class Watch:
 
     def due(self) -> float:
         """When to look next (monotonic)."""
-        if self.limits.wall_time and self.pid:
+        if self.limits.wall_time and self.pid and self.held is None:
             return min(self.next_look, self.started + self.limits.wall_time)
         return self.next_look
 
     def look(self, now: float, strays: Iterable[int]) -> Breach | None:
         """Look at the whole tree; the first limit that it broke, if any."""
         at = now - self.started
+        if self.held is not None:
+            return self.held
         if self.limits.wall_time and at >= self.limits.wall_time:
             return Breach("wall_time", self.limits.wall_time, at, at)
         found = self._tree.walk([self.pid, *strays])
@@ -96,6 +101,23 @@ class Watch:
 
     def near_memory(self) -> bool:
         return bool(self.limits.memory) and self.peaks.memory_low >= NEARLY * self.limits.memory
+
+    def hold(self, breach: Breach, now: float) -> None:
+        """Stop all of the call while the daemon is asked; at the next look it is too late for an answer."""
+        self.held, self._stopped = breach, stop(self._tree.pids())
+        self.next_look = now + ANSWER_WITHIN
+
+    def release(self, memory: int) -> Breach | None:
+        """The daemon's answer: the call goes on, unless that is too little for what it has already."""
+        self.limits = self.limits._replace(memory=memory)
+        self.next_look = 0.0
+        if self.held is None:
+            return None
+        if memory < self.held.measured:
+            return self.held
+        self.held = None
+        go_on(self._stopped)
+        return None
 
     def close(self) -> None:
         self._tree.close()

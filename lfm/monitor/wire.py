@@ -45,7 +45,7 @@ class Limits(NamedTuple):
     disk: int = 0
     wall_time: float = 0.0
     processes: int = 0
-    grow: bool = False  # tell the daemon when memory is nearly used up
+    grow: bool = False  # tell the daemon when memory is nearly used up; at the limit stand still until it answers
 
 
 class Work(NamedTuple):

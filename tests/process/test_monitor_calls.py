@@ -375,6 +375,44 @@ def test_a_raised_limit_holds(bench: Bench, tmp_path: Path) -> None:
     assert bench.value(bench.end(number)[0]) == 293_000_000
 
 
+def test_a_call_that_outgrew_its_limit_stands_still_until_it_is_answered(bench: Bench) -> None:
+    limit = 100_000_000
+
+    def fill() -> int:
+        children = []
+        for _ in range(2):
+            if not (pid := os.fork()):
+                time.sleep(0.1)
+                os._exit(0)
+            children.append(pid)
+        held = []
+        for _ in range(30):
+            held.append(bytearray(10_000_000))
+            time.sleep(0.01)
+        return sum(map(len, held)) + sum(os.waitpid(pid, 0)[1] for pid in children)
+
+    def grown() -> list[host.Near]:
+        return [near for near in bench.near if near.id == number and near.measured > near.limit]
+
+    for answer in (limit, 1_000_000_000):
+        number = bench.start(fill, limits=wire.Limits(memory=limit, grow=True))
+        bench.until(lambda: bool(grown()) or number in bench.overs)
+        assert grown()[0].limit == limit and grown()[0].measured < 250_000_000
+        monitor = bench.host._running[number].pid
+        bench.until(lambda monitor=monitor: "T" in map(_state, _children(monitor)))
+        bench.host.raise_memory(number, answer)
+        outcome, _ = bench.end(number)
+        if answer == limit:
+            assert isinstance(outcome, Exhausted) and (outcome.resource, outcome.limit) == ("memory", limit)
+        else:
+            assert bench.value(outcome) == 300_000_000
+    bench.well()
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def test_wall_time(bench: Bench) -> None:
     outcome = bench.run(time.sleep, 60, limits=wire.Limits(wall_time=0.3))
     assert isinstance(outcome, Exhausted) and outcome.resource == "wall_time"

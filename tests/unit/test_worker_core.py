@@ -169,6 +169,8 @@ class TestLimits:
         assert core.handle(e.LimitNeared(2, "memory", 2 * GB, grown.memory), 2.1)[0] == c.RaiseLimit(2, 1, 2_200_000_000)
         assert core.handle(e.LimitNeared(2, "memory", 3 * GB, 2_200_000_000), 2.2)[0] == c.RaiseLimit(2, 1, 3 * GB)
         assert core.handle(e.LimitNeared(2, "memory", 3 * GB, 3 * GB), 2.3) == []
+        # beyond it, it stands still until it is answered
+        assert core.handle(e.LimitNeared(2, "memory", 3 * GB + 1, 3 * GB), 2.4) == [c.RaiseLimit(2, 1, 3 * GB)]
         core.handle(e.CallStopped(2, DONE, None), 3.0)
         assert core.room.memory_free == 4 * GB
 

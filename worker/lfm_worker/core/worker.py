@@ -306,7 +306,8 @@ class WorkerCore:
     def _grow(self, event: e.LimitNeared) -> None:
         """A running call is near its memory limit: let it grow into what is free, if it may and it is worth it.
 
-        In steps: half of the calls that come near their limit never exceed it.
+        In steps: half of the calls that come near their limit never exceed it.  One that has, stands still until it
+        is told a limit, were it the same as before.
         """
         call = self.calls.get(event.call)
         if call is None or event.resource != "memory" or not isinstance(call.state, Placed) or call.doomed:
@@ -315,6 +316,8 @@ class WorkerCore:
         step = max(int(limit * STEP_SHARE), STEP_LEAST, int(event.measured * (1 + STEP_SHARE)) - limit)
         more = min(call.run.growth - limit, free, step)
         if more <= 0 or free < limit * WORTH_GROWING:
+            if event.measured > limit:  # it stands still until it is answered
+                self._out.append(c.RaiseLimit(event.call, call.state.template, limit))
             return
         self.room.grow(event.call, more)
         call.allocation = replace(call.allocation, memory=limit + more)
