@@ -25,7 +25,7 @@ LIMIT_CODE = 152  # what a shell shows for SIGXCPU: the command was ended for a 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--memory", metavar="SIZE", help="End it when its processes use more memory, e.g. 4GB.")
 @click.option("--wall-time", metavar="DURATION", help="End it after this time, e.g. 1h30m.")
-@click.option("--disk", metavar="SIZE", hidden=True)
+@click.option("--disk", metavar="SIZE", help="Give it a TMPDIR of its own, removed afterwards; end it when that holds more.")
 @click.option("--processes", metavar="N", type=click.IntRange(min=1), help="End it when it has more processes.")
 @json_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
@@ -41,9 +41,7 @@ def monitor(
 
     The exit code is that of COMMAND; 128 + N if signal N ended it; 152 if a limit did.
     """
-    if disk:  # what it adds to a directory of its user's cannot be told from what others add
-        fail("a command has no directory of its own to bound: give the size to lfm.monitored(disk=...)", code=USAGE)
-    outcome, usage, status = run(command, _limits(memory, wall_time, processes))
+    outcome, usage, status = run(command, _limits(memory, wall_time, disk, processes))
     if as_json:
         click.echo(json.dumps(_facts(outcome, usage, status)))
     else:
@@ -51,7 +49,7 @@ def monitor(
     sys.exit(_code(outcome))
 
 
-def _limits(memory: str | None, wall_time: str | None, processes: int | None) -> Limits:
+def _limits(memory: str | None, wall_time: str | None, disk: str | None, processes: int | None) -> Limits:
     from lfm.monitor.wire import Limits
     from lfm.protocol.resources import parse_duration, parse_size
 
@@ -59,6 +57,7 @@ def _limits(memory: str | None, wall_time: str | None, processes: int | None) ->
         return Limits(
             memory=parse_size(memory) if memory else 0,
             wall_time=parse_duration(wall_time) if wall_time else 0.0,
+            disk=parse_size(disk) if disk else 0,
             processes=processes or 0,
         )
     except ValueError as error:
@@ -66,15 +65,23 @@ def _limits(memory: str | None, wall_time: str | None, processes: int | None) ->
 
 
 def run(command: tuple[str, ...], limits: Limits) -> tuple[Outcome, Usage | None, int]:
-    """Run a command in the current directory, which is its user's: it is not a sandbox, and nothing is removed."""
+    """Run a command in the current directory, which is its user's: it is not a sandbox, and nothing is removed.
+
+    What it adds there cannot be told from what others add.  So a limit on disk is one on its temporary files.
+    """
     import shutil
     import tempfile
+    from dataclasses import replace
 
     from lfm.alone import wait_over
     from lfm.ending import outcome_of, usage_of
-    from lfm.monitor import host, wire
+    from lfm.monitor import host, sandbox, wire
+    from lfm.monitor.watch import disk_usage
 
-    folder = tempfile.mkdtemp(prefix="lfm-monitor-")
+    folder, environ = tempfile.mkdtemp(prefix="lfm-monitor-"), dict(os.environb)
+    scratch = sandbox.make(f"{folder}/scratch") if limits.disk else None
+    if scratch is not None:
+        environ |= dict.fromkeys((b"TMPDIR", b"TMP", b"TEMP"), os.fsencode(scratch.path))
     running = host.Host(
         sys.executable, host.install_runtime(folder), session=False, clone=False, environ=dict(os.environ)
     )
@@ -82,13 +89,19 @@ def run(command: tuple[str, ...], limits: Limits) -> tuple[Outcome, Usage | None
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: running.kill(1))
     try:
-        work = wire.Work(1, "", b"", "", "", directory=str(Path.cwd()), command=command, environ=dict(os.environb))
+        watched = scratch.path if scratch is not None else ""
+        work = wire.Work(1, "", b"", "", watched, directory=str(Path.cwd()), command=command, environ=environ)
         running.start(work, limits, fds=(0, 1, 2))
         over = wait_over(running)
+        usage = usage_of(over)
+        if usage is not None and scratch is not None:
+            usage = replace(usage, disk=max(usage.disk, disk_usage(scratch.path)))
     finally:
         running.close()
+        if scratch is not None:
+            sandbox.remove(scratch)
         shutil.rmtree(folder, ignore_errors=True)  # made by mkdtemp above
-    return outcome_of(over), usage_of(over), over.report.status if over.report else 0
+    return outcome_of(over), usage, over.report.status if over.report else 0
 
 
 def _facts(outcome: Outcome, usage: Usage | None, status: int) -> dict[str, Any]:
@@ -132,7 +145,7 @@ def _print(outcome: Outcome, usage: Usage | None) -> None:
         click.echo(
             f"lfm monitor: wall {format_duration(usage.wall_s)}, cpu {format_duration(usage.cpu_s)}, "
             f"cores {usage.cores:.2f} (peak {usage.cores_peak:.2f}), memory {format_size(usage.memory)}{exact}, "
-            f"read {format_size(usage.read)}, written {format_size(usage.written)}, "
+            f"{'' if not usage.disk else f'disk {format_size(usage.disk)}, '}read {format_size(usage.read)}, written {format_size(usage.written)}, "
             f"processes {usage.processes}, threads {usage.threads}",
             err=True,
         )

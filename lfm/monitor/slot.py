@@ -121,9 +121,8 @@ class Monitor:
             self._start_watch(data)
         elif kind == wire.RAISE:
             id, memory = wire.read_raise(data)
-            if self.watch and id == self._running():
-                if breach := self.watch.release(memory):
-                    self._enforce(breach)
+            if self.watch and id == self._running() and (breach := self.watch.release(memory)):
+                self._enforce(breach)
         elif kind == wire.KILL:
             id, _ = wire.read_simple(data)
             running = self._running()

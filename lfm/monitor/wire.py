@@ -55,7 +55,7 @@ class Work(NamedTuple):
     code: str
     arguments: bytes | str  # a payload, or the file it lies in
     result: str
-    sandbox: str  # made for it, removed at its end; a command has none
+    sandbox: str  # made for it, removed at its end; of a command: whose size is watched, and no more
     overlay: str | None = None
     paths: tuple[str, ...] = ()  # added to the end of sys.path
     environ: dict[bytes, bytes] = {}  # noqa: RUF012 (nobody writes to it)
