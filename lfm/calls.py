@@ -63,6 +63,10 @@ class Calls:
         if submit is None or future._state != PENDING:  # cancelled meanwhile
             self._let_go(future)
             return
+        best = self._outgoing.best(submit.function)
+        if best.function.function != submit.function:  # what is installed was not what it was presumed to be
+            future._environment = best.environment.key
+            future._submit = submit = submit.but(function=best.function.function)
         self._open[submit.task] = future
         self._submit(submit)
 

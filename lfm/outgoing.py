@@ -1,17 +1,21 @@
 """From a function and its arguments to the messages that submit it: pickled in the caller's thread, large parts spooled.
 
 Knows what has been described already, so that environment and function are put into words once a session.
+What is installed is presumed to be as it was when last looked at, and looked at in a thread of its own: what
+depends on it does not leave before.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from lfm.function import sent
+from lfm.function.memory import Memory
 from lfm.function.pack import Packed, Packer
 from lfm.options import Options
 from lfm.protocol.ids import Digest, EnvironmentKey, FunctionId, TaskId
@@ -22,6 +26,7 @@ from lfm.spool import Spool
 if TYPE_CHECKING:
     from lfm.function.handle import Handle
 
+log = logging.getLogger(__name__)
 ArgumentLists = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
@@ -38,11 +43,16 @@ class Described:
 class Outgoing:
     """Makes messages.  Safe for several threads."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, looked: Callable[[], object]) -> None:
+        """``looked`` is called, in whatever thread, when functions that could not leave can."""
         self.spool = spool
-        self._packer = Packer()
+        self._looked = looked
+        self._packer = Packer(looking=Memory())
+        self._doubtful: dict[FunctionId, Described] = {}
+        self._better: dict[FunctionId, Described] = {}  # what became of those that were presumed wrongly
+        self._looks = False
         self._warned: set[str] = set()
-        self._lock = Lock()  # of what is described
+        self._lock = threading.Lock()  # of what is described
         self.described: dict[FunctionId, Described] = {}
         self._environments: dict[EnvironmentKey, DeclareEnvironment] = {}
 
@@ -88,7 +98,43 @@ class Outgoing:
             )
             sent.note(key, packed.name, packed.overlay)
             described = self.described[packed.function] = Described(environment, function, options, packed)
-            return described
+            if self._packer.unsure:
+                self._doubtful[packed.function] = described
+            begin, self._looks = bool(self._doubtful) and not self._looks, self._looks or bool(self._doubtful)
+        if begin:
+            try:
+                threading.Thread(target=self._look, name="lfm-look", daemon=True).start()
+            except RuntimeError:  # the interpreter is about to end and starts no more threads
+                self._look()
+        return described
+
+    def doubtful(self, function: FunctionId) -> bool:
+        """Whether it may not leave yet."""
+        return bool(self._doubtful) and self.best(function).function.function in self._doubtful
+
+    def best(self, function: FunctionId) -> Described:
+        """The function as it is to be declared."""
+        return self._better.get(function) or self.described[function]
+
+    def _look(self) -> None:
+        """Until nothing is in doubt."""
+        while True:
+            with self._lock:
+                looking = dict(self._doubtful)
+                if not looking:
+                    self._looks = False
+                    return
+            try:
+                wrong = self._packer.look()
+                better = {f: self._packer.anew(described.packed) for f, described in looking.items()} if wrong else {}
+                for function, packed in better.items():
+                    self._better[function] = self.described.get(packed.function) or self._describe(packed)
+            except Exception:  # whatever it is that cannot be read: whoever builds it says so
+                log.exception("what is installed cannot be looked at")
+            with self._lock:
+                for function in looking:
+                    del self._doubtful[function]
+            self._looked()
 
     def plan(self, key: EnvironmentKey) -> bytes | None:
         """What an environment is to hold; None if it was not declared here."""
@@ -103,6 +149,8 @@ class Outgoing:
         packed = self._packer.repair(self.described[function].packed, module, where)
         if packed is None or packed.function == function:
             return None
+        if self._packer.unsure and self._packer.look():  # in the repair's own thread
+            packed = self._packer.anew(packed)
         return self.described.get(packed.function) or self._describe(packed)
 
     def over(self, submit: Submit) -> None:

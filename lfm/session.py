@@ -100,7 +100,7 @@ class Session:
         self._dialer = Dialer(connection, self._hello)
         self._run_name = "" if embedded else self._dialer.connect(CONNECT_TIMEOUT).run
         self.spool = Spool(embedded.directory if embedded else None, blobs)
-        self._outgoing = Outgoing(self.spool)
+        self._outgoing = Outgoing(self.spool, self._rouse)
         self._incoming = Incoming(self.spool, self._dialer.send)
         self._news = EnvironmentNews()
         self._makings = Makings(self._outgoing.plan, self.spool, self._post)
@@ -248,6 +248,10 @@ class Session:
             self._wake()
         return True
 
+    def _rouse(self) -> None:
+        with self._lock:
+            self._wake()
+
     def _wake(self) -> None:
         """With the lock: the pipe is closed at the end, and its number may then be another file's."""
         if self._asleep and not self._ended:
@@ -362,7 +366,7 @@ class Session:
         self._drain()
         self._dialer.flush()
         self._asleep = True
-        if (not self._outbox or self._dialer.waiting >= ON_THE_WAY) and not self._is_over():
+        if (not self._outbox or self._dialer.waiting >= ON_THE_WAY or self._doubtful()) and not self._is_over():
             ready = self._poller.poll(self._patience())
             self._asleep = False
             for one, _ in ready:
@@ -423,6 +427,8 @@ class Session:
             self._release_at = None
         while outbox and self._dialer.waiting < ON_THE_WAY:
             match word := outbox[0]:
+                case Future() if self._doubtful():
+                    break
                 case Future():
                     self._calls.send(word)
                 case _Withdraw(future):
@@ -436,6 +442,11 @@ class Session:
                 case _:
                     self._dialer.send(word)
             outbox.popleft()  # only now: close() looks for calls here and among those that were sent
+
+    def _doubtful(self) -> bool:
+        """Whether what is to be said next may not leave yet; all the rest waits behind it, and not for long."""
+        word = self._outbox[0]
+        return isinstance(word, Future) and (submit := word._submit) is not None and self._outgoing.doubtful(submit.function)
 
     def _release_due(self) -> bool:
         if self._release_at is None:

@@ -146,6 +146,10 @@ class Installation:
         lines = sorted(self._contents())
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
+    @property
+    def looked_at(self) -> bool:
+        return "fingerprint" in self.__dict__
+
     def _contents(self) -> Iterator[str]:
         try:
             recorded = os.stat(os.path.join(self.metadata, "RECORD")).st_mtime_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -21,7 +22,7 @@ _LEFT_OUT = frozenset(
 @cache
 def this() -> Interpreter:
     """The running interpreter; a virtual environment's is the one it was made from."""
-    executable = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+    executable = _executable()
     return Interpreter(
         executable=executable,
         version=platform.python_version(),
@@ -32,6 +33,24 @@ def this() -> Interpreter:
         libc=_libc(),
         fingerprint=_fingerprint(executable),
     )
+
+
+def stamp() -> list[object]:
+    """What is surely different when another one is run, or this one was installed anew."""
+    found: list[object] = [sys.version, _libc()]
+    for path in (_executable(), _library(), sysconfig.get_path("stdlib")):
+        with contextlib.suppress(OSError):
+            state = os.stat(path)
+            found += [str(path), state.st_size, state.st_mtime_ns]
+    return found
+
+
+def _executable() -> str:
+    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+def _library() -> Path:
+    return Path(sys.base_prefix, "lib", str(sysconfig.get_config_var("INSTSONAME") or "."))
 
 
 def _libc() -> str:
@@ -46,8 +65,7 @@ def _fingerprint(executable: str) -> str:
     total = hashlib.sha256(
         f"{sys.version}\0{sysconfig.get_config_var('SOABI')}\0{platform.machine()}".encode()
     )
-    library = Path(sys.base_prefix, "lib", str(sysconfig.get_config_var("INSTSONAME") or "."))
-    for file in (Path(executable), library):
+    for file in (Path(executable), _library()):
         if file.is_file():
             with file.open("rb") as handle:
                 total.update(hashlib.file_digest(handle, "sha256").digest())

@@ -7,27 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from lfm.function import cache
+
 MANY = 2000  # functions; the oldest are forgotten first
-
-
-def cache_root() -> Path:
-    """``$LFM_CACHE``, else ``$XDG_CACHE_HOME/lfm``, else ``~/.cache/lfm``: where the environments are."""
-    if chosen := os.environ.get("LFM_CACHE"):
-        return Path(chosen).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "lfm"
 
 
 class Learned:
     """Function -> modules that it turned out to need -> why.  A file that cannot be read or written is no file."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = cache_root() / "learned.json" if path is None else path
+        self.path = cache.cache_root() / "learned.json" if path is None else path
         self.revision = 0  # counts what was learned since
         self._known: dict[str, dict[str, str]] | None = None
 
@@ -45,28 +38,16 @@ class Learned:
             known = self._read()
             modules = {**known.pop(function, {}), module: why}
             known = {**dict(list(known.items())[-MANY + 1 :]), function: modules}
-            self._write(known)
+            cache.write(self.path, known)
             self._known = known
             return
         assert self._known is not None  # the disk did not take it: this session knows it all the same
         self._known.setdefault(function, {})[module] = why
 
     def _read(self) -> dict[str, dict[str, str]]:
-        try:
-            found = json.loads(self.path.read_bytes())
-            return {str(f): {str(m): str(why) for m, why in ms.items()} for f, ms in found.items()}
-        except (OSError, ValueError, AttributeError):
-            return {}
-
-    def _write(self, known: dict[str, dict[str, str]]) -> None:
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".learned")  # readable by its owner only
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(known, file, indent=1)
-            os.replace(name, self.path)
-        except OSError:
-            os.unlink(name)
-            raise
+        with contextlib.suppress(AttributeError):
+            return {str(f): {str(m): str(why) for m, why in ms.items()} for f, ms in cache.read(self.path).items()}
+        return {}
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from lfm.function.analyse import Analysis, Live, Walk
 from lfm.function.handle import Handle
 from lfm.function.installed import Installed
 from lfm.function.learned import Learned
+from lfm.function.memory import Looking
 from lfm.function.modules import Kind, Modules
 from lfm.function.pickling import Met, pickle_function, pickle_object
 from lfm.function.plan import Plan
@@ -114,8 +115,10 @@ class _Entry:
 class Packer:
     """Packs functions and arguments.  May be used from several threads."""
 
-    def __init__(self, learned: Learned | None = None) -> None:
+    def __init__(self, learned: Learned | None = None, looking: Looking | None = None) -> None:
+        """``looking``: a Memory makes it quick, and then ``look`` has to say that all is as presumed."""
         self._learned = Learned() if learned is None else learned
+        self._looking = Looking() if looking is None else looking
         self._lock = threading.RLock()
         self._modules: Modules | None = None
         self._window, self._looks = 0.0, 0
@@ -203,6 +206,31 @@ class Packer:
             basis.grown[found.name] = grown
             self._learned.add(wish.function, found.name, why)
             return grown
+
+    # ------------------------------------------------------------ what was presumed
+
+    @property
+    def unsure(self) -> bool:
+        """Whether what was packed may be out of date: then ``look``."""
+        return self._looking.unsure
+
+    def look(self) -> bool:
+        """Look at what was presumed.  True if it was wrong: then what was packed is to be packed ``anew``."""
+        different = self._looking.look()
+        if different:
+            with self._lock:
+                self._entries.clear()
+                self._analyses.clear()
+        return different
+
+    def anew(self, packed: Packed) -> Packed:
+        """``packed``, of what is installed now."""
+        with self._lock:
+            basis = self._bases.get(packed.function)
+            if basis is None:
+                return packed
+            basis.grown.clear()
+            return self._make(packed.name, packed.options, packed.code, basis.wish, basis.references, basis.codes)
 
     # ------------------------------------------------------------ what is remembered
 
@@ -310,7 +338,7 @@ class Packer:
                 walk.asked(module, why, preload=True)
         analysis, resolved = walk.finish(), None
         while wish.environment is None:
-            resolved = resolve(analysis, modules, wish.exclude)
+            resolved = resolve(analysis, modules, wish.exclude, self._looking)
             new = [one for one in resolved.editables if one.name not in analysis.editables]
             if not new:
                 break

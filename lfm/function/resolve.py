@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from lfm.function import interpreter
 from lfm.function.analyse import Analysis
 from lfm.function.installed import Installation, Installed, normalise
+from lfm.function.memory import Looking
 from lfm.function.modules import Modules
 from lfm.function.plan import Distribution, Interpreter, Plan
 
@@ -41,7 +41,7 @@ class Resolved:
     warnings: list[str] = field(default_factory=list)
 
 
-def resolve(found: Analysis, modules: Modules, exclude: Collection[str] = ()) -> Resolved:
+def resolve(found: Analysis, modules: Modules, exclude: Collection[str], looking: Looking) -> Resolved:
     """The plan for what an analysis found."""
     closure = _Closure(modules.installed, exclude)
     for module, why in found.needs.items():
@@ -60,10 +60,10 @@ def resolve(found: Analysis, modules: Modules, exclude: Collection[str] = ()) ->
             closure.add(python, "the interpreter")
     closure.finish()
     closure.companions(modules)
-    this = interpreter.this()
+    this = looking.python()
     taken = sorted(closure.why, key=lambda one: (one.name, one.metadata))
     distributions = tuple(
-        Distribution(one.name, one.version, closure.why[one], one.location, one.metadata, one.fingerprint)
+        Distribution(one.name, one.version, closure.why[one], one.location, one.metadata, looking.fingerprint(one))
         for one in taken
     )
     plan = Plan(
@@ -72,7 +72,7 @@ def resolve(found: Analysis, modules: Modules, exclude: Collection[str] = ()) ->
         interpreter=this,
         distributions=distributions,
         verify=tuple(sorted(m for m in found.needs if closure.holds(modules.find(m).owner))),
-        whole=modules.installed.whole,
+        whole=looking.whole(modules.installed),
         host=platform.node(),
     )
     return Resolved(plan, _name(closure.asked, len(taken), this), tuple(closure.editables), closure.warnings)

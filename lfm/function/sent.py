@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import os
 import re
 import tarfile
-import tempfile
 from pathlib import Path
 
-from lfm.function.learned import cache_root
+from lfm.function import cache
 
 MANY = 500  # functions of one environment; the oldest are forgotten first
 
@@ -34,7 +31,7 @@ def note(key: str, function: str, overlay: bytes | None) -> None:
         known.pop(function, None)
         known = {**dict(list(known.items())[-MANY + 1 :]), function: files}
         with contextlib.suppress(OSError):
-            _write(_place(key), json.dumps(known, indent=1))
+            cache.write(_place(key), known)
 
 
 def noted(key: str) -> list[str]:
@@ -48,23 +45,10 @@ def forget(key: str) -> None:
 
 
 def _place(key: str) -> Path:
-    return cache_root() / "sent" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', key)}.json"
+    return cache.cache_root() / "sent" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', key)}.json"
 
 
 def _read(key: str) -> dict[str, list[str]]:
-    try:
-        return {str(name): [str(file) for file in files] for name, files in json.loads(_place(key).read_bytes()).items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new")  # readable by its owner only
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(name, path)
-    except OSError:
-        os.unlink(name)
-        raise
+    with contextlib.suppress(TypeError):
+        return {str(name): [str(file) for file in files] for name, files in cache.read(_place(key)).items()}
+    return {}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lfm.function.cache import cache_root
 from lfm.protocol.resources import parse_size
 from lfm_manager.environments.problems import BuildFailed
 
@@ -18,14 +19,6 @@ from lfm_manager.environments.problems import BuildFailed
 TRIMMED = frozenset(
     {"test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "pydoc_data", "site-packages", "dist-packages"}
 )  # fmt: skip
-
-
-def cache_root() -> Path:
-    """``$LFM_CACHE``, else ``$XDG_CACHE_HOME/lfm``, else ``~/.cache/lfm``; absolute."""
-    if chosen := os.environ.get("LFM_CACHE"):
-        return Path(chosen).absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache").absolute() / "lfm"
 
 
 def environments_root() -> Path:

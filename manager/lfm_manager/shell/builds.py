@@ -61,6 +61,7 @@ class Builds:
     poller: zmq.Poller
     store: Store = field(default_factory=Store)
     tarballs: dict[Digest, Path] = field(default_factory=dict)
+    begun: int = 0
     _holds: dict[Digest, Hold] = field(default_factory=dict)
     _waiting: deque[_Job] = field(default_factory=deque)
     _children: dict[int, _Child] = field(default_factory=dict)  # by the descriptor of their output
@@ -104,6 +105,7 @@ class Builds:
             assert process.stdout is not None
             descriptor = process.stdout.fileno()
             os.set_blocking(descriptor, False)
+            self.begun += job.tarball is None
             self._children[descriptor] = _Child(job.key, process, work, errors)
             self.poller.register(descriptor, zmq.POLLIN)
 

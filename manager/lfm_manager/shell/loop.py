@@ -425,7 +425,8 @@ class Manager:
             "up_s": round(time.time() - self.started, 1), "strategy": self.settings.strategy,
             "store": "none" if store is None else f"{store.mode.lower()} on {store.file_system or 'an unknown file system'}",
             "log": str(self.run_directory.path / "log"), "refused_packets": self.listener.refusals,
-            "blob_bytes_sent": self.transfers.sent, "trouble": self.mail.trouble,
+            "blob_bytes_sent": self.transfers.sent, "environments_built": self.builds.begun,
+            "trouble": self.mail.trouble,
         }
 
     # ------------------------------------------------------------ beginning and end

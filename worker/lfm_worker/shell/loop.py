@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 FAREWELL = 10.0  # seconds that the last messages may take
 SILENCE = 3.0  # seconds of them without a sign of the manager
 RETRY_ORPHANS = 0.05
+SMALL_OVERLAY = 1 << 20  # bytes
 TOGETHER = 0.02  # seconds that the end of a call may wait for others
 
 
@@ -350,20 +351,29 @@ class Worker:
     def _prepare(self, item: Item, data: bytes | None) -> None:
         try:
             self._cache.use(item)
+            into = self._cache.into(item.kind)
+            there = is_ready(item.digest, into) if item.kind == "environment" else self._cache.path(item).is_dir()
+            if there and (size := self._cache.size(item)):
+                self._cache.touch(item)
+                self._handle(e.Prepared(item, size, 0.0))
+                return
+            if data is None and item.kind == "overlay":
+                data = self._small(item)
             if data is not None:
-                unpack_overlay(data, item.digest, self._cache.into(item.kind))
+                unpack_overlay(data, item.digest, into)
                 self._prepared(e.Prepared(item, len(data), 0.0))
                 return
-            if item.kind == "environment" and is_ready(item.digest, self._cache.into(item.kind)):
-                self._cache.touch(item)
-                self._handle(e.Prepared(item, self._cache.size(item), 0.0))
-                return
-            preparation = Preparation(item, self._transfers.own.path(item.digest), self._cache.into(item.kind))
+            preparation = Preparation(item, self._transfers.own.path(item.digest), into)
         except Exception as error:  # a damaged archive raises whatever it likes
             self._handle(e.PrepareFailed(item, f"{item.kind} cannot be unpacked: {error}", cause_of(error)))
             return
         self._preparations[preparation.fileno()] = preparation
         self._watch(preparation.fileno(), lambda: self._progress(preparation))
+
+    def _small(self, overlay: Item) -> bytes | None:
+        """The archive of one that takes less to unpack than a process to start; None if it is larger."""
+        archive = self._transfers.own.path(overlay.digest)
+        return archive.read_bytes() if archive.exists() and archive.stat().st_size <= SMALL_OVERLAY else None
 
     def _progress(self, preparation: Preparation) -> None:
         fd = preparation.fileno()
