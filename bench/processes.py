@@ -71,3 +71,8 @@ def running_ns(root: int) -> dict[str, int]:
             except (FileNotFoundError, ProcessLookupError):
                 continue
     return dict(total)
+
+
+def rss(pid: int) -> int:
+    """Bytes of a process that are in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

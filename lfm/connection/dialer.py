@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Callable
 
@@ -20,6 +19,7 @@ from lfm.connection.tuning import (
     RESEND_AFTER,
     WELCOME,
     WHO,
+    event_of,
     readable,
     tune,
 )
@@ -163,7 +163,7 @@ class Dialer:
         """What became of the connections: refused for the key, or closed (ZeroMQ dials again by itself)."""
         for one, monitor in list(self._monitors.items()):
             while readable(monitor):
-                event = _event(monitor.recv_multipart())
+                event = event_of(monitor.recv_multipart())
                 if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     self._knows_key = False
                 elif event != zmq.EVENT_DISCONNECTED:
@@ -334,8 +334,3 @@ class Dialer:
             return " or ".join(self._file().addresses)
         except ConnectionFailed:
             return "(no connection file)"
-
-
-def _event(message: list[bytes]) -> int:
-    """What a socket's monitor says.  Read by hand: pyzmq's reader imports asyncio, a tenth of a second at every start."""
-    return int.from_bytes(message[0][:2], sys.byteorder)

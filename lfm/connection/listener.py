@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import time
@@ -14,6 +13,7 @@ import msgpack
 import zmq
 from zmq.utils import z85
 
+from lfm.connection.refusals import Refusals
 from lfm.connection.tuning import (
     ACK_DELAY,
     AWAY,
@@ -24,9 +24,11 @@ from lfm.connection.tuning import (
     PING_EVERY,
     REFUSED,
     RESEND_AFTER,
+    SESSIONS,
     SUSPICION,
     WELCOME,
     WHO,
+    event_of,
     readable,
     tune,
 )
@@ -37,8 +39,7 @@ from lfm.protocol.ids import PeerId
 from lfm.protocol.link import ACK, PING, Link
 from lfm.run import RunDirectory
 
-log = logging.getLogger(__name__)
-
+STRANGE = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _TYPES_OF = {
     "client": get_args(m.FromClient),
     "worker": (*get_args(m.FromWorker), m.Goodbye),
@@ -113,10 +114,10 @@ class Listener:
         self._router.curve_server = True
         self._router.curve_publickey, self._router.curve_secretkey = run.server_keys
         self._router.setsockopt(zmq.ZAP_DOMAIN, b"lfm")
-        self._closings = self._router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._closings = self._router.get_monitor_socket(zmq.EVENT_DISCONNECTED | STRANGE)
         self.epoch = os.urandom(8).hex()
         self.port = self._bind(list(interfaces), list(ports))
-        self._by_name: dict[str, _Session] = {}
+        self._by_name: dict[tuple[str, str], _Session] = {}  # by role, too: no key ends the session of another role
         self._by_route: dict[bytes, _Session] = {}
         self._by_peer: dict[PeerId, _Session] = {}
         self._dirty: dict[PeerId, _Session] = {}  # has something to send
@@ -126,7 +127,7 @@ class Listener:
         self._tick_at = time.monotonic() + self._ping_every
         self._ack_at: float | None = None
         self._suspicious_until = 0.0  # a connection was closed: find out whose
-        self.refusals = 0  # broken or unauthorised packets, counted
+        self.refusals = Refusals()
 
     def _bind(self, interfaces: list[str], ports: list[int]) -> int:
         for port in ports:
@@ -175,7 +176,8 @@ class Listener:
             key = request[6] if len(request) == 7 and request[5] == b"CURVE" else b""
             role = self._run.role_of(z85.encode(key)) if len(key) == 32 else None
             if role is None:
-                self.refusals += 1
+                address = request[3].decode(errors="replace") if len(request) > 3 else "somewhere"
+                self.refusals.note(f"a connection from {address}", "its key is not of this run")
                 self._zap.send_multipart([version, number, b"400", b"unknown key", b"", b""])
             else:
                 self._zap.send_multipart([version, number, b"200", b"", role.encode(), b""])
@@ -194,8 +196,7 @@ class Listener:
             elif kind:
                 self._hear(session, packet, now, news)
         except ProtocolError as error:
-            self.refusals += 1
-            log.warning("refused a packet of %s: %s", session.name if session else "a stranger", error)
+            self.refusals.note(f"a packet of {session.role} {session.name}" if session else "a packet of a stranger", str(error))
             self._say(route, [REFUSED, encode(m.Refused(str(error)))])
             if session is not None:
                 self._end(session, f"broke the protocol: {error}", news)
@@ -234,7 +235,7 @@ class Listener:
             facts = msgpack.unpackb(packet[1])
             version, name = facts["version"], facts["session"]
             epoch, received = facts["epoch"], int(facts["received"])
-        except (IndexError, KeyError, TypeError, ValueError, msgpack.exceptions.UnpackException):
+        except (IndexError, KeyError, TypeError, ValueError, OverflowError, msgpack.exceptions.UnpackException):
             raise ProtocolError("not a hello") from None
         if version != m.VERSION:
             raise ProtocolError(
@@ -245,20 +246,24 @@ class Listener:
             raise ProtocolError("not a hello")
         if type(hello) is not _HELLO_OF.get(role):
             raise ProtocolError(f"this key is for a {role or 'nobody'}; use the connection file of your role")
-        known = self._by_name.get(name)
-        if known is not None and known.role == role and epoch == self.epoch:
+        known, before = self._by_name.get((role, name)), self._by_route.get(route)
+        if before is not None and before is not known:
+            self._end(before, "its connection is another's now", news)
+        if known is not None and epoch == self.epoch:
             self._reroute(known, route, now)
             known.link.resume(received)
             self._welcome(known, True)
             return
         if known is not None:
             self._end(known, "began anew", news)
+        if len(self._by_peer) >= SESSIONS:
+            raise ProtocolError(f"{SESSIONS} sessions are open here already; no more are taken")
         self._last_peer += 1
         session = _Session(
             PeerId(self._last_peer), name, role, route, now, getattr(hello, "host", ""), getattr(hello, "pid", 0),
             Link(self._later),
         )
-        self._by_name[name] = self._by_route[route] = self._by_peer[session.peer] = session
+        self._by_name[role, name] = self._by_route[route] = self._by_peer[session.peer] = session
         self._welcome(session, False)
         news.append(Joined(session.peer, role, hello))
 
@@ -364,8 +369,14 @@ class Listener:
 
     def _look_for_closed(self, now: float, news: News) -> None:
         """Some connection was closed; a ROUTER does not say whose, but refuses to send there."""
+        closed = False
         while readable(self._closings):
-            self._closings.recv_multipart()
+            if event_of(self._closings.recv_multipart()) == zmq.EVENT_DISCONNECTED:
+                closed = True
+            else:
+                self.refusals.note("a connection", "it does not shake hands as a peer of this run does")
+        if not closed:
+            return
         self._suspicious_until = now + SUSPICION
         self._tick_at = now
         news += self.tick()
@@ -397,8 +408,8 @@ class Listener:
     def _end(
         self, session: _Session, reason: str, news: News, *, sure: bool = False, goodbye: bool = False
     ) -> None:
-        if self._by_name.get(session.name) is session:
-            del self._by_name[session.name]
+        if self._by_name.get((session.role, session.name)) is session:
+            del self._by_name[session.role, session.name]
         if session.route is not None:
             self._by_route.pop(session.route, None)
         self._by_peer.pop(session.peer, None)

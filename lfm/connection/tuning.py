@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import zmq
 
 HELLO, WELCOME, REFUSED, WHO, BYE = b"H", b"W", b"R", b"?", b"B"
@@ -13,6 +15,7 @@ AWAY = 1.0  # of lateness of the listener itself, which counts as nobody's silen
 ACK_DELAY = 0.1  # that an acknowledgement may wait for data to ride on
 SUSPICION = 2.0  # after a connection closed in which every peer is tried: ZeroMQ needs a moment to know whose it was
 RESEND_AFTER = 2.0  # without news of what was sent, after which the peer is asked
+SESSIONS = 50_000  # at most; whoever comes then is refused
 MAX_FRAME = 16 << 20  # bytes; larger ones are refused by the transport
 
 
@@ -29,3 +32,8 @@ def tune(socket: zmq.Socket[bytes]) -> None:
 def readable(socket: zmq.Socket[bytes]) -> bool:
     """Whether there is something to receive; at a tenth of the price of a poll."""
     return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def event_of(message: list[bytes]) -> int:
+    """What a socket's monitor says.  Read by hand: pyzmq's reader imports asyncio, a tenth of a second at every start."""
+    return int.from_bytes(message[0][:2], sys.byteorder)

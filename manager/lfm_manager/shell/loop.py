@@ -35,6 +35,7 @@ from lfm_manager.core import commands as c
 from lfm_manager.core import events as e
 from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.policy import Policy
+from lfm_manager.core.sanity import absurd, complaint
 from lfm_manager.core.tasks import Task
 from lfm_manager.shell import addresses, history, query
 from lfm_manager.shell.builds import Builds
@@ -208,6 +209,8 @@ class Manager:
         match news:
             case Said(peer, message):
                 self._said(peer, message)
+            case Joined(peer, role, hello) if why := complaint(hello):
+                self._refuse(peer, role, why)
             case Joined(peer, role, hello):
                 self._roles[peer] = role
                 if isinstance(hello, m.WorkerHello):
@@ -224,7 +227,22 @@ class Manager:
                 self.mail.gone(peer)
                 self._tell(e.PeerLost(peer, reason, sure, goodbye))
 
+    def _refuse(self, peer: PeerId, role: str, why: str) -> None:
+        """It says what cannot be: end its session."""
+        self.listener.refusals.note(f"{role} {peer}", why)
+        self.listener.drop(peer, f"refused: {why}")
+        if peer in self._roles:
+            self._heard(Left(peer, f"it said what cannot be: {why}", goodbye=True))
+
     def _said(self, peer: PeerId, message: m.Message) -> None:
+        if peer not in self._roles:
+            return  # refused a moment ago
+        if why := complaint(message):
+            self._refuse(peer, self._roles[peer], why)
+            return
+        if isinstance(message, m.CallEnded) and absurd(message.usage):
+            self.listener.refusals.note(f"a measurement of worker {peer}", f"no call can use {message.usage}")
+            message = message.but(usage=None)
         match message:
             case m.FetchBlob():
                 self.transfers.serve(peer, message)
@@ -357,7 +375,7 @@ class Manager:
             )
         except query.NoAnswer as error:
             return {"error": str(error), "hint": error.hint}
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
             return {"error": f"the question {asked.what!r} is not understood: {error}"}
 
     def _ask_worker(self, viewer: PeerId, asked: m.Query) -> bool:
@@ -424,7 +442,7 @@ class Manager:
             "host": socket.gethostname(), "addresses": list(self.addresses), "started": self.started,
             "up_s": round(time.time() - self.started, 1), "strategy": self.settings.strategy,
             "store": "none" if store is None else f"{store.mode.lower()} on {store.file_system or 'an unknown file system'}",
-            "log": str(self.run_directory.path / "log"), "refused_packets": self.listener.refusals,
+            "log": str(self.run_directory.path / "log"), "refused_packets": self.listener.refusals.total,
             "blob_bytes_sent": self.transfers.sent, "environments_built": self.builds.begun,
             "trouble": self.mail.trouble,
         }
