@@ -18,11 +18,14 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
-from lfm.monitor import payload, wire
+from lfm.monitor import page, payload, wire
 
 Told = tuple[int, int, tuple[bytes, ...], tuple[payload.Buffer, ...]]  # kind, bytes in the file, texts, pieces
+NOTHING: Told = (0, 0, (), ())
+_WORTH_A_LOOK = 4 << 20  # bytes from which it does not matter what looking costs
+_UNSURE = 1 << 20  # bytes of doubt about copied pages from which smaps_rollup is worth its price
 runtime_lib = ""  # what the worker gave along, at the end of the import path; set by the template
-_OURS = (__file__, payload.__file__, __file__.replace("answer.py", "call.py"))
+_OURS = (__file__, payload.__file__, __file__.replace("answer.py", "call.py"), __file__.replace("answer.py", "native.py"))
 
 
 def load_function(path: str) -> Callable[..., Any]:
@@ -94,7 +97,7 @@ def returned(work: tuple[Any, ...], pieces: list[payload.Buffer]) -> Told:
     """A value in pieces: in the message if it is small, else in the call's result file."""
     if sum(memoryview(piece).nbytes for piece in pieces) <= wire.INLINE_LIMIT:
         return wire.RETURNED, 0, wire.NO_TEXTS, (b"".join(pieces),)
-    digest, size = _to_file(work[3], pieces)
+    digest, size = _to_file(work[wire.TO_FILE], pieces)
     return wire.RETURNED, size, (*wire.NO_TEXTS[:4], digest.encode()), ()
 
 
@@ -136,7 +139,7 @@ def raised(work: tuple[Any, ...], error: BaseException, stage: str) -> Told:
         data = _portable(error)
         if len(data) <= wire.INLINE_LIMIT:
             return wire.RAISED, 0, (*said, b""), (data,)
-        digest, size = _to_file(work[3], [data])
+        digest, size = _to_file(work[wire.TO_FILE], [data])
         return wire.RAISED, size, (*said, digest.encode()), ()
     except BaseException:  # an exception whose own pickling misbehaves cannot travel
         return wire.RAISED, 0, (*said, b""), ()
@@ -295,9 +298,53 @@ def _loaded(part: str) -> set[str]:
         return {words[5] for words in lines if len(words) == 6 and part in words[5].rsplit("/", 1)[-1]}
 
 
+def look_first(shared: mmap.mmap, buffer: bytearray) -> bool:
+    """What was not done yet, or could not be, of directory and affinity: raises what is the matter.  And whether this
+    is the first call of its forker: the files that it maps are told from its memory once for all."""
+    if page.NUMBER.unpack_from(shared, page.TROUBLE_AT)[0]:
+        directory, cpus = wire.place(buffer, page.NUMBER.unpack_from(shared, page.SIZE_AT)[0])
+        if directory:
+            os.chdir(directory)
+        if cpus:
+            os.sched_setaffinity(0, cpus)
+    if page.NUMBER.unpack_from(shared, page.FILES_AT)[0]:
+        return False
+    page.NUMBER.pack_into(shared, page.FILES_AT, mapped_files())
+    return True
+
+
+def look_last(shared: mmap.mmap, first: bool) -> tuple[int, int]:
+    """The exact peak (0: the bounds are close enough) and the mapped files that came in the call (kB; -1: not counted)."""
+    figures = memoryview(page.figures(shared))
+    _, base, base_files = page.base(shared)
+    files = -1
+    if first or page.read_figures(figures, 0)[1] > _WORTH_A_LOOK:
+        files = max(0, mapped_files() - base_files // page.KB)
+        if first:
+            page.NUMBER.pack_into(shared, page.FILES_AT + 8, files)
+    _, low, high, _ = page.read_figures(figures, files)
+    if high - low <= _UNSURE:
+        return 0, files
+    grown = files if files >= 0 else page.NUMBER.unpack_from(shared, page.FILES_AT + 8)[0]
+    return exact(low, base + grown * page.KB), files
+
+
+def settle_rest(work: tuple[Any, ...], rest: tuple[Any, ...], channel: int, shared: mmap.mmap) -> None:
+    """What only some calls have: a command, threads, an import path."""
+    if rest[wire.COMMAND]:
+        become_command(work, channel, lambda: page.forget_base(shared))
+    if rest[wire.THREADS] > 1:
+        set_threads(rest[wire.THREADS])
+    overlay = rest[wire.OVERLAY]
+    if overlay and sys.path[0] != overlay + "/src":
+        add_overlay(overlay)
+    if rest[wire.PATHS]:
+        sys.path.extend(path for path in rest[wire.PATHS] if path not in sys.path)
+
+
 def become_command(work: tuple[Any, ...], channel: int, forget_base: Callable[[], None]) -> NoReturn:
     """Replace this process by a command; its descriptors 0, 1 and 2 come with the next message."""
-    command, directory = work[wire.COMMAND], work[wire.DIRECTORY]
+    command, directory = work[wire.REST][wire.COMMAND], work[wire.REST][wire.DIRECTORY]
     with socket.socket(fileno=channel) as ours:
         _, fds, _, _ = socket.recv_fds(ours, 16, 3)
     for number, fd in enumerate(fds):
@@ -305,7 +352,8 @@ def become_command(work: tuple[Any, ...], channel: int, forget_base: Callable[[]
     forget_base()  # nothing of the template stays after an exec
     try:
         os.chdir(directory)
-        os.environ.update({os.fsdecode(name): os.fsdecode(text) for name, text in work[7].items()})
+        environ = work[wire.ENVIRON]
+        os.environb.update(zip(environ[::2], environ[1::2], strict=True))
         os.execvp(command[0], command)
     except OSError as error:
         os.write(2, f"lfm monitor: {command[0]}: {error.strerror}\n".encode())

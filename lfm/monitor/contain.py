@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from lfm.monitor import cgroup, forkloop, linux
+from lfm.monitor import cgroup, linux, native
 
 _MS_REC, _MS_SLAVE = 0x4000, 1 << 19  # later mounts of the node (autofs, CVMFS) still appear
 _PROC_FLAGS = 2 | 4 | 8  # nosuid, nodev, noexec
@@ -18,7 +18,7 @@ def probe() -> dict[str, Any]:
     namespace = _try(try_namespace)
     place, no_group = cgroup.find()
     return {
-        "fork": "clone" if forkloop.possible() else "os.fork",
+        "fork": "clone" if native.possible() else "os.fork",
         "pid_namespace": namespace == "",
         "pid_namespace_why": namespace,
         "subreaper": _try(linux.become_subreaper) == "",

@@ -18,7 +18,7 @@ import socket
 from dataclasses import dataclass
 from typing import NoReturn
 
-from lfm.monitor import answer, call, contain, forkloop, linux, wire
+from lfm.monitor import answer, call, contain, linux, native, page, variables, wire
 from lfm.monitor.group import SlotGroup
 
 WARM = b"w"  # a function to load comes next
@@ -75,7 +75,7 @@ class CloneForker:
     @property
     def init(self) -> int:
         """The first process of the namespace, whose death ends all others in it; 0: there is none (yet)."""
-        return int(call.PAGE_PID.unpack_from(self._ends.page, call.PAGE_INIT_AT)[0])
+        return int(page.NUMBER.unpack_from(self._ends.page, page.INIT_AT)[0])
 
     def ask(self, warm: bytes = b"") -> None:
         """Have the next call's process made; its number appears in the shared page.  It may take a while.
@@ -90,11 +90,11 @@ class CloneForker:
             if warm:
                 self._socket.send(WARM)
                 self._socket.send(warm)
-            self._socket.send(forkloop.FORK)
+            self._socket.send(native.FORK)
         except OSError:
             self.drop()
             self._start()
-            self._socket.send(forkloop.FORK)
+            self._socket.send(native.FORK)
 
     def drop(self) -> None:
         """Forget the forker: it has been killed, or will be."""
@@ -105,10 +105,10 @@ class CloneForker:
 
     def drop_init(self) -> None:
         """Forget the namespace: it has ended."""
-        call.PAGE_PID.pack_into(self._ends.page, call.PAGE_INIT_AT, 0)
+        page.NUMBER.pack_into(self._ends.page, page.INIT_AT, 0)
 
     def _start(self) -> None:
-        self._ends.page[call.PAGE_BASE_AT : call.PAGE.size] = bytes(call.PAGE.size - call.PAGE_BASE_AT)
+        page.forget(self._ends.page)
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         pid = self._fork_self()
@@ -155,37 +155,37 @@ def _make_namespace(ends: Ends, asked: int) -> None:
         os.close(asked)
         os.close(ends.channel)
         contain.mount_proc()
-        call.PAGE_PID.pack_into(ends.page, call.PAGE_PID_AT, -1)  # ready
+        page.NUMBER.pack_into(ends.page, page.PID_AT, -1)  # ready
         while True:
             signal.pause()
-    while call.PAGE_PID.unpack_from(ends.page, call.PAGE_PID_AT)[0] != -1:
+    while page.NUMBER.unpack_from(ends.page, page.PID_AT)[0] != -1:
         os.sched_yield()
-    call.PAGE_PID.pack_into(ends.page, call.PAGE_INIT_AT, pid)
-    call.PAGE_PID.pack_into(ends.page, call.PAGE_PID_AT, 0)
+    page.NUMBER.pack_into(ends.page, page.INIT_AT, pid)
+    page.NUMBER.pack_into(ends.page, page.PID_AT, 0)
 
 
 def _fork_for_ever(ends: Ends, asked: int, own: _Own) -> NoReturn:
     """The forker's life.  What a call's process does here it does anew for each: so names are bound beforehand."""
-    buffer, warm = bytearray(wire.DATAGRAM), None
-    page, parent, channel, hooks, alone = ends.page, os.getppid(), ends.channel, ends.hooks, not ends.namespace
-    read, close, getppid, prctl = os.read, os.close, os.getppid, linux.bare_prctl()
-    serve, reseed, leave = call.serve, call.reseed, linux.bare_exit()
-    forkloop.give_references()
-    loop = forkloop.make(asked, page, call.PAGE_SAID_AT, call.PAGE_PID_AT, linux.CLONE_PARENT)
-    while loop():
-        if page[call.PAGE_SAID_AT] != WARM[0]:
+    buffer, warm, parent = bytearray(wire.DATAGRAM), None, 0 if ends.namespace else os.getppid()
+    shared, channel, hooks, serve, reseed = ends.page, ends.channel, ends.hooks, call.serve, call.reseed
+    native.give_references()
+    while True:
+        reseed()  # in full, for what these generators hold besides their state
+        spots = native.random_spots()
+        loop, receive, measure, respond = native.make(
+            shared, channel, buffer, socket=asked, parent=parent, flags=linux.CLONE_PARENT, spots=spots
+        )
+        if not loop():
+            break
+        if shared[page.SAID_AT] != WARM[0]:
             os._exit(0)  # the monitor is gone, or no process can be had
-        page[call.PAGE_SAID_AT] = 0
-        warm = _load(read(asked, 16384), ends, own)
-    close(asked)
-    if alone:
-        prctl(linux.PR_SET_PDEATHSIG, 9, 0, 0, 0)
-        if getppid() != parent:
-            os._exit(1)
-    reseed()
+        shared[page.SAID_AT] = 0
+        warm = _load(os.read(asked, 16384), ends, own)
+    if spots is None:
+        reseed()
     if hooks:
         call.replay(hooks)
-    serve(channel, page, buffer, warm, leave)
+    serve(receive, measure, respond, channel, shared, buffer, warm)
     os._exit(1)  # not reached
 
 
@@ -207,10 +207,12 @@ def _load(data: bytes, ends: Ends, own: _Own) -> call.Warm:
         os._exit(1)  # a thread, a connection or a child shared by all calls to come would be no isolation
     os.dup2(ends.stdout, 1)
     os.dup2(ends.stderr, 2)
+    variables.keep()  # it may have set some
     gc.collect()
     gc.disable()
     gc.freeze()
-    call.PAGE_PID.pack_into(ends.page, call.PAGE_WARM_AT, max(0, own.resident() - before))
+    page.NUMBER.pack_into(ends.page, page.WARM_AT, max(0, own.resident() - before))
+    page.NUMBER.pack_into(ends.page, page.FILES_AT, 0)  # to be counted anew
     return code, function
 
 
@@ -223,14 +225,16 @@ class PlainForker:
         self._ends = ends
 
     def ask(self, warm: bytes = b"") -> None:
-        self._ends.page[call.PAGE_BASE_AT : call.PAGE.size] = bytes(call.PAGE.size - call.PAGE_BASE_AT)
+        page.forget(self._ends.page)
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             _prepare(self._ends, parent)
             call.reseed()
-            call.serve(self._ends.channel, self._ends.page, bytearray(wire.DATAGRAM))
-        call.PAGE_PID.pack_into(self._ends.page, call.PAGE_PID_AT, pid)
+            channel, shared, buffer = self._ends.channel, self._ends.page, bytearray(wire.DATAGRAM)
+            path = native.Plain(shared, channel, buffer)
+            call.serve(path.receive, path.measure, path.answer, channel, shared, buffer)
+        page.NUMBER.pack_into(self._ends.page, page.PID_AT, pid)
 
     def drop(self) -> None:
         pass

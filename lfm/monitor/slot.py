@@ -14,7 +14,7 @@ import socket
 import time
 from typing import Any, NoReturn
 
-from lfm.monitor import call, cgroup, contain, linux, sandbox, wire
+from lfm.monitor import cgroup, contain, linux, page, sandbox, wire
 from lfm.monitor.capture import Capture
 from lfm.monitor.forker import CloneForker, Ends, PlainForker
 from lfm.monitor.group import NOTHING, SlotGroup
@@ -148,15 +148,15 @@ class Monitor:
     def _has_begun(self, watch: Watch, now: float) -> bool:
         """Its process may not be made yet, or have come to begin."""
         if not watch.pid:
-            mark, _, _, base, _, files, _, pid, _, _ = call.PAGE.unpack_from(self.page)
-            if not mark or not (pid := pid or self._await_pid()):
+            if not self._running() or not (pid := self._await_pid()):
                 watch.next_look = now + FIRST
                 return False
-            watch.pid, watch.base, watch.base_files = pid, base * call.KB, files * call.KB
+            watch.pid = pid
+            _, watch.base, watch.base_files = page.base(self.page)
         return True
 
     def _running(self) -> int:
-        return int(call.PAGE_ID.unpack_from(self.page)[0])
+        return int(page.NUMBER.unpack_from(self.page)[0])
 
     def _tell_near(self) -> None:
         watch = self.watch
@@ -195,7 +195,7 @@ class Monitor:
             return children_by_scan(init)
 
     def _pid(self) -> int:
-        return int(call.PAGE_PID.unpack_from(self.page, call.PAGE_PID_AT)[0])
+        return page.pid(self.page)
 
     def _signalled(self) -> None:
         try:
@@ -253,7 +253,7 @@ class Monitor:
         self._after(ended, breach)
 
     def _finish(self, over: Reaped, breach: Breach | None) -> None:
-        id, _, base_cpu, base_rss, *_ = call.PAGE.unpack_from(self.page)
+        id, (base_cpu, base_rss, _) = self._running(), page.base(self.page)
         flags = wire.STARTED if id else 0
         if not self._empty():
             for one in self._end_all():
@@ -265,7 +265,7 @@ class Monitor:
             for stream in (self.stdout, self.stderr):
                 while stream.pump():
                     pass
-        self.control.send(wire.report(self._report(id, over, flags, breach, base_cpu, base_rss * call.KB)))
+        self.control.send(wire.report(self._report(id, over, flags, breach, base_cpu, base_rss)))
         self.last = id
         clean = not flags & wire.STRAY and over.status == 0
         self._reset(clean)
@@ -305,7 +305,7 @@ class Monitor:
         return self.watch is not None and contain.oom_kills() > self.oom_kills  # a short life cannot have taken much
 
     def _loaded(self) -> int:
-        return int(call.PAGE_PID.unpack_from(self.page, call.PAGE_WARM_AT)[0]) if self.forker.pid else 0
+        return int(page.NUMBER.unpack_from(self.page, page.WARM_AT)[0]) if self.forker.pid else 0
 
     def _memory(self) -> tuple[int, int, int]:
         """The peak: a lower and an upper bound, and how they were found."""
@@ -362,8 +362,8 @@ class Monitor:
         self.stdout.restart()
         self.stderr.restart()
         self.stray_cpu, self.io = 0.0, b""
-        call.PAGE_ID.pack_into(self.page, 0, 0)
-        call.PAGE_PID.pack_into(self.page, call.PAGE_PID_AT, 0)
+        page.NUMBER.pack_into(self.page, page.ID_AT, 0)
+        page.NUMBER.pack_into(self.page, page.PID_AT, 0)
         if not clean and self.forker.pid:
             # a call that ended badly shared a process group with the forker: take no chance on its state
             self._drop_forker()

@@ -18,14 +18,14 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from lfm.monitor import answer, call, cgroup, contain, forkloop, linux
+from lfm.monitor import answer, call, cgroup, contain, linux, native, variables
 from lfm.monitor.processes import Children, end_tree, reap
 from lfm.monitor.slot import SIGNALS, Monitor
 
 SLOT = struct.Struct("<BI")
 NEW, GONE, READY = 1, 2, 3
-# what most calls are given: changing a variable costs more than finding it as it should be
-_LIKELY = {"LFM_ATTEMPT": "1", "LFM_CORES": "1"}
+# what calls are given, as most of them are: changing a variable costs more than finding it as it should be
+_LIKELY = {"LFM_TASK": "", "LFM_ATTEMPT": "1", "LFM_CORES": "1"}
 FDS = 5  # control, channel, stdout, stderr, fault
 
 
@@ -46,9 +46,12 @@ def main(control_fd: int, settings: str) -> NoReturn:
     began = time.monotonic()
     skipped = _preload(control_fd, config)
     single = linux.threads() == 1
-    config["clone"] = bool(config["clone"] and single and forkloop.possible())
+    config["clone"] = bool(config["clone"] and single and native.possible())
     config["namespace"] = bool(config["clone"] and config["namespace"] and contain.namespaces_work())
-    call.rehearse()
+    for name, text in _LIKELY.items():
+        os.environ.setdefault(name, text)
+    variables.keep()
+    call.rehearse(config["clone"])
     gc.collect()
     gc.disable()
     gc.freeze()
@@ -65,8 +68,6 @@ def main(control_fd: int, settings: str) -> NoReturn:
         "preload_s": round(time.monotonic() - began, 3),
     }
     control.send(bytes([READY]) + json.dumps(told).encode())
-    for name, text in _LIKELY.items():
-        os.environ.setdefault(name, text)
     Template(control, config, hooks).run()
 
 

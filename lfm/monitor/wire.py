@@ -11,10 +11,12 @@ import os
 import struct
 from typing import NamedTuple
 
+from lfm.monitor import page
 from lfm.monitor.sandbox import Owned
 
 DATAGRAM = 200 * 1024  # bytes; the largest message, below the kernel's default socket buffer
 NO_TEXTS = (b"",) * 5
+Buffer = bytes | bytearray | memoryview
 INLINE_LIMIT = 64 * 1024  # bytes; what is larger goes through a file
 TEXT_LIMIT = 16 * 1024  # characters of an exception's text; a traceback may have twice that
 
@@ -35,7 +37,8 @@ _CLEAN = struct.Struct("<BQQ")
 _RAISE = struct.Struct("<BQq")
 _NEAR = struct.Struct("<BQqq")
 _REPORT = struct.Struct("<BQiBB5d8q2I2QIB")
-RESULT = struct.Struct("<BQdqqqQ6I")
+RESULT = struct.Struct("<BQqqQ6I")
+_PLACE = struct.Struct("<IIQ")
 
 
 class Limits(NamedTuple):
@@ -49,17 +52,17 @@ class Limits(NamedTuple):
 
 
 class Work(NamedTuple):
-    """All that a call's process needs to know of its call; travels as a plain tuple, by marshal."""
+    """All that a call's process needs to know of its call."""
 
     id: int
     code: str
     arguments: bytes | str  # a payload, or the file it lies in
     result: str
     sandbox: str  # made for it, removed at its end; of a command: whose size is watched, and no more
-    overlay: str | None = None
-    paths: tuple[str, ...] = ()  # added to the end of sys.path
     environ: dict[bytes, bytes] = {}  # noqa: RUF012 (nobody writes to it)
     cpus: tuple[int, ...] | None = None
+    overlay: str | None = None  # from here on: what most calls do not have
+    paths: tuple[str, ...] = ()  # added to the end of sys.path
     threads: int = 1
     chunk: bool = False
     blobs: dict[str, str] = {}  # noqa: RUF012
@@ -67,12 +70,30 @@ class Work(NamedTuple):
     command: tuple[str, ...] = ()  # run this instead of a function, with the descriptors that came along
 
 
-CHUNK, BLOBS, COMMAND, DIRECTORY = (Work._fields.index(name) for name in ("chunk", "blobs", "command", "directory"))
+_REST_AT = Work._fields.index("overlay")
+_NO_REST = tuple(Work._field_defaults[name] for name in Work._fields[_REST_AT:])
+CODE, ARGUMENTS, TO_FILE, ENVIRON, REST = 1, 2, 3, 4, 5  # of what travels
+OVERLAY, PATHS, THREADS, CHUNK, BLOBS, DIRECTORY, COMMAND = range(len(_NO_REST))  # of the rest
 
 
 def work(values: Work) -> bytes:
-    """Its id stands once more at the end, where it can be copied to the shared page before anything is parsed."""
-    return marshal.dumps(tuple(values), 4) + values.id.to_bytes(8, "little")
+    """A tuple by marshal, then what is needed before anything is parsed: CPUs (a mask), directory, their lengths, id."""
+    rest = values[_REST_AT:]
+    environ = tuple(part for pair in values.environ.items() for part in pair)
+    told = marshal.dumps((*values[:4], environ, rest if rest != _NO_REST else None), 4)
+    directory = b"" if values.command else os.fsencode(values.sandbox) + b"\0"
+    mask = b""
+    if values.cpus:
+        mask = sum(1 << cpu for cpu in values.cpus).to_bytes(max(values.cpus) // 8 + 1, "little")
+    return b"".join((told, mask, directory, _PLACE.pack(len(mask), len(directory), values.id)))
+
+
+def place(message: bytes | bytearray, size: int) -> tuple[bytes, set[int]]:
+    """Directory and CPUs of a message with work of this size."""
+    mask, directory, _ = _PLACE.unpack_from(message, size - _PLACE.size)
+    at = size - _PLACE.size - directory
+    bits = int.from_bytes(message[at - mask : at], "little")
+    return bytes(message[at : at + max(0, directory - 1)]), {cpu for cpu in range(8 * mask) if bits >> cpu & 1}
 
 
 class Result(NamedTuple):
@@ -171,6 +192,14 @@ def read_report(data: bytes) -> Report:
     return Report(*_REPORT.unpack(data)[1:])
 
 
+def result(
+    id: int, exact: int, files: int, kind: int, in_file: int, texts: tuple[bytes, ...], pieces: tuple[Buffer, ...]
+) -> bytes:
+    """What a call says: its figures go with it, at the end."""
+    data = b"".join(pieces)
+    return b"".join((RESULT.pack(kind, id, exact, files, in_file, *map(len, texts), len(data)), *texts, data))
+
+
 def read_result(data: memoryview | bytes) -> Result:
     """ValueError for what is none: anything may come from a call."""
     try:
@@ -179,12 +208,14 @@ def read_result(data: memoryview | bytes) -> Result:
         raise ValueError("not a result") from None
     texts: list[str] = []
     at = RESULT.size
-    *lengths, size = fixed[7:]
+    *lengths, size = fixed[5:]
     for length in lengths:
         texts.append(bytes(data[at : at + length]).decode("utf-8", "replace"))
         at += length
-    if at + size != len(data) or fixed[0] not in (RETURNED, RAISED, BROKEN):
+    kind, id, exact, files, in_file = fixed[:5]
+    if at + size + page.FIGURES_SIZE != len(data) or kind not in (RETURNED, RAISED, BROKEN):
         raise ValueError("not a result")
-    kind, id, wall_s, low, high, children, in_file = fixed[:7]
+    wall_s, low, high, children = page.read_figures(data[at + size :], files)
     a, b, c, d, e = texts
-    return Result(kind, id, wall_s, low, high, children, in_file, (a, b, c, d, e), bytes(data[at:]))
+    high = max(low, exact) if exact else high
+    return Result(kind, id, wall_s, low, high, children, in_file, (a, b, c, d, e), bytes(data[at : at + size]))

@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 
 from lfm.ending import outcome_of
-from lfm.monitor import capture, host, sandbox, wire
+from lfm.monitor import capture, host, page, sandbox, wire
 from lfm.protocol.outcomes import Blob, Crashed, Exhausted, Inline, Killed, Lost, Raised, Returned
 
 NOTHING = wire.Report(*[0] * len(wire.Report._fields))
 
 
 def told(kind: int, data: bytes = b"", size: int = 0, texts: tuple[bytes, ...] = wire.NO_TEXTS) -> bytes:
-    head = wire.RESULT.pack(kind, 7, 0.5, 10, 20, 0, size, *map(len, texts), len(data))
-    return b"".join((head, *texts, data))
+    return wire.result(7, 0, -1, kind, size, texts, (data,)) + bytes(page.FIGURES_SIZE)
 
 
 def test_messages_come_back_as_they_were() -> None:

@@ -1,0 +1,70 @@
+"""The page that the processes of a slot share: who runs, and the figures of its call as the kernel gives them.
+
+Written by the call's own process (``native``), its forker and its monitor; ``native.S`` has the same places.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+
+KB = 1024
+NUMBER, TIME = struct.Struct("<q"), struct.Struct("<qq")
+RUSAGE = struct.Struct("<5q24xq")  # the first half of struct rusage: user and system time, peak memory (kB), faults
+
+ID_AT = 0  # of the running call; 0: none began
+PID_AT = 56  # of the call's process, written by the kernel as it is made
+WARM_AT = 64  # bytes that the forker holds for a function that it has loaded
+INIT_AT = 72  # the first process of the namespace
+SAID_AT = 80  # what the forker was told last
+TROUBLE_AT = 88  # what the kernel said against the call's directory and affinity; 0: nothing
+SIZE_AT = 96  # of the message with the work
+FILES_AT = 112  # kB of mapped files before the first call of a forker (0: not counted yet), and how much they grew in it
+BEFORE_AT = 128  # struct rusage before the call,
+AFTER_AT = 272  # after it,
+CHILDREN_AT = 416  # and of the processes that it waited for
+BEGAN_AT = 560  # struct timespec, monotonic
+ENDED_AT = 576
+END_AT = 624  # of what is in use
+FIGURES = slice(FILES_AT, 592)  # what goes with the answer
+_FIGURES = struct.Struct("<16x32xq24xq72x 32xq24xq72x 32xq104x 4q")  # FILES and what is not used of each left out
+_FILES = struct.Struct("<2q")
+FIGURES_SIZE = _FIGURES.size
+
+
+def forget(shared: mmap.mmap) -> None:
+    """A new forker: nothing is known any more."""
+    shared[8:END_AT] = bytes(END_AT - 8)
+
+
+def forget_base(shared: mmap.mmap) -> None:
+    """What the process was before its call is nothing to what it becomes."""
+    shared[FILES_AT:AFTER_AT] = bytes(AFTER_AT - FILES_AT)
+
+
+def pid(shared: mmap.mmap) -> int:
+    return int(NUMBER.unpack_from(shared, PID_AT)[0])
+
+
+def base(shared: mmap.mmap) -> tuple[float, int, int]:
+    """Of the call's process before its call: CPU seconds, peak memory and mapped files (bytes)."""
+    user, user_us, system, system_us, peak, _ = RUSAGE.unpack_from(shared, BEFORE_AT)
+    files = NUMBER.unpack_from(shared, FILES_AT)[0]
+    return user + system + (user_us + system_us) / 1e6, peak * KB, files * KB
+
+
+def figures(shared: mmap.mmap) -> bytes:
+    return shared[FIGURES]
+
+
+def read_figures(data: memoryview | bytes, files: int) -> tuple[float, int, int, int]:
+    """Wall seconds, memory (bytes: a lower and an upper bound), and the largest of the processes it waited for.
+
+    ``files``: kB of mapped files that came with the call, if it looked; less than 0: as in the first one.
+    """
+    before, faults_before, after, faults, children, began, began_ns, ended, ended_ns = _FIGURES.unpack(data)
+    if files < 0:
+        files = _FILES.unpack_from(data)[1]
+    low = max(0, after - before - files) * KB  # pages of libraries that were only mapped are nobody's
+    high = max(low, (faults - faults_before) * mmap.PAGESIZE)
+    return ended - began + (ended_ns - began_ns) / 1e9, low, high, children * KB
