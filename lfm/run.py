@@ -129,6 +129,11 @@ class RunDirectory:
         return self.path / "blobs"
 
     @property
+    def environments(self) -> Path:
+        """Tarballs by their digest, for workers on the same machine: links into the user's store."""
+        return self.path / "environments"
+
+    @property
     def server_keys(self) -> tuple[bytes, bytes]:
         """(public, secret)"""
         public, secret = self._keys["server"]

@@ -1,6 +1,7 @@
 """Blobs between a worker, its manager and the other workers of its node.  Two Transfers share one directory."""
 
 import hashlib
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,31 @@ def test_a_large_one_is_pulled_once_per_node(node: Node) -> None:
     assert [path.name for path in node.shared.iterdir()] == [digest]
     (node.shared / digest).unlink()  # evicted by the first: the second has a link of its own
     assert node.two.own.path(digest).read_bytes() == data
+
+
+@pytest.mark.parametrize("elsewhere", [None, "/dev/shm"])
+def test_a_tarball_of_a_manager_on_this_machine_is_linked(tmp_path: Path, elsewhere: str | None) -> None:
+    digest, data = data_of(3 * SHARED_FROM)
+    (shelf := tmp_path / "shelf").mkdir()
+    (shared := tmp_path / "shared").mkdir()
+    if elsewhere is not None and (not Path(elsewhere).is_dir() or Path(elsewhere).stat().st_dev == tmp_path.stat().st_dev):
+        pytest.skip("there is no second file system")
+    with tempfile.TemporaryDirectory(dir=elsewhere or tmp_path) as store:
+        tarball = Path(store, "tarball")
+        tarball.write_bytes(data)
+        (shelf / digest).symlink_to(tarball)
+        worker = Transfers(BlobStore(tmp_path / "own"), BlobStore(tmp_path / "results"), shared, shelf=shelf)
+        assert worker.fetch(digest, len(data)) == ([], [e.Fetched(digest, len(data))])
+        assert worker.own.path(digest).samefile(tarball)
+        worker.drop(digest)
+        assert tarball.exists() and not worker.own.has(digest)
+
+        tarball.write_bytes(data[:-1])  # damaged
+        assert worker.fetch(digest, len(data))[0]  # it is asked for
+    other, size = data_of(SHARED_FROM)[0], SHARED_FROM
+    (shelf / other).symlink_to(tmp_path / "absent")
+    assert worker.fetch(other, size)[0]
+    worker.close()
 
 
 def test_who_waits_takes_over_when_the_other_ends(node: Node) -> None:

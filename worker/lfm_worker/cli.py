@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -93,7 +94,7 @@ def start(run: str | None, run_dir: Path | None, connect: Path | None, **options
             path = run_dir.absolute() / "worker.json"
         else:
             path = locate(connect or run, "worker").absolute()
-        _work(lambda: ConnectionFile.read(path), options, path if run_dir is not None else None)
+        _work(lambda: ConnectionFile.read(path), options, path, run_dir is not None)
     except ConnectionFailed as error:
         fail(str(error), code=NO_MANAGER)
     except ProtocolError as error:
@@ -111,7 +112,8 @@ def _await_manager(path: Path, timeout: float, stdin_eof: bool) -> None:
         time.sleep(0.01)
 
 
-def _work(file: Callable[[], Any], options: dict[str, Any], awaited: Path | None = None) -> None:
+def _work(file: Callable[[], Any], options: dict[str, Any], path: Path, awaited: bool) -> None:
+    """``path`` is the connection file's; ``awaited``: it may not be there yet."""
     from lfm_worker.shell import loop, offer
     from lfm_worker.shell.detect import detect as look
     from lfm_worker.shell.places import Cache
@@ -133,8 +135,8 @@ def _work(file: Callable[[], Any], options: dict[str, Any], awaited: Path | None
     cache = Cache(cache_root(found, options["work_dir"]))
     settings = replace(settings, cpus=cache.claim_cpus(settings.cpus))
     name = options["name"] or loop.default_name(found.job.system, found.job.id)
-    if awaited is not None:
-        _await_manager(awaited, options["connect_timeout"], options["stdin_eof"])
+    if awaited:
+        _await_manager(path, options["connect_timeout"], options["stdin_eof"])
     connection = file()
     what = settings.offer
     log.info(
@@ -142,7 +144,7 @@ def _work(file: Callable[[], Any], options: dict[str, Any], awaited: Path | None
         format_size(what.memory), what.gpus, "" if what.wall_time is None else f" for {format_duration(what.wall_time)}",
         connection.run, cache.root,
     )
-    if awaited is None and not (options["cores"] and options["memory"]) and (others := cache.neighbours()):
+    if not awaited and not (options["cores"] and options["memory"]) and (others := cache.neighbours()):
         log.warning(
             "on this node you have more workers (%s), and each offers all of it: divide it with --cores and --memory",
             ", ".join(others),
@@ -150,7 +152,7 @@ def _work(file: Callable[[], Any], options: dict[str, Any], awaited: Path | None
     behaviour = loop.Options(
         connect_timeout=options["connect_timeout"], grace=options["grace"], on_manager_lost=options["on_manager_lost"],
         manager_lost_after=options["manager_timeout"], stdin_eof=options["stdin_eof"],
-        peers=options["peers"],
+        peers=options["peers"], shelf=path.parent / "environments" if connection.host == socket.gethostname() else None,
     )
     reason = loop.Worker(file, settings, cache, name, offer.labels(found), behaviour).run()
     log.info("%s has left: %s", name, reason)

@@ -7,6 +7,7 @@ Never waits for one: the loop polls the children's output and calls ``readable``
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -58,7 +59,10 @@ class _Child:
 
 @dataclass(slots=True, eq=False)
 class Builds:
+    """``shelf``: a folder of ours, in which workers on this machine find the tarballs."""
+
     poller: zmq.Poller
+    shelf: Path | None = None
     store: Store = field(default_factory=Store)
     tarballs: dict[Digest, Path] = field(default_factory=dict)
     begun: int = 0
@@ -153,11 +157,19 @@ class Builds:
     def _built(self, built: Built) -> EnvironmentBuilt:
         digest = Digest(built.digest)
         self.tarballs[digest] = built.path
+        self._put_out(digest, built.path)
         if digest not in self._holds:
             self._holds[digest] = self.store.hold(built.key)  # while we serve it, nobody clears it away
         return EnvironmentBuilt(
             EnvironmentKey(built.key), digest, built.bytes, built.python, built.machine, built.libc
         )
+
+    def _put_out(self, digest: Digest, tarball: Path) -> None:
+        if self.shelf is not None:
+            with contextlib.suppress(OSError):  # then it is sent
+                self.shelf.mkdir(mode=0o700, exist_ok=True)
+                (self.shelf / digest).unlink(missing_ok=True)
+                (self.shelf / digest).symlink_to(tarball)
 
     @staticmethod
     def _clean(child: _Child) -> None:
@@ -180,6 +192,9 @@ class Builds:
             child.process.wait()
             self._clean(child)
         self._children.clear()
+        if self.shelf is not None:
+            for digest in self.tarballs:
+                (self.shelf / digest).unlink(missing_ok=True)
         for hold in self._holds.values():
             hold.close()
         self._holds.clear()

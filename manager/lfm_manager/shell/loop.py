@@ -85,7 +85,7 @@ class Manager:
         self.poller = zmq.Poller()
         self.listener = Listener(run, [settings.interface], settings.ports, later=True, lease=settings.lease)
         self.listener.register(self.poller)
-        self.builds = Builds(self.poller)
+        self.builds = Builds(self.poller, run.environments)
         self.outputs = Outputs()
         self.mail = Mail(self.listener, self.store)
         self.transfers = Transfers(BlobStore(run.blobs), self.builds.tarballs, self.mail.send)

@@ -59,6 +59,7 @@ class Options:
     manager_lost_after: float = 300.0  # without the manager and without a running call
     stdin_eof: bool = False  # stop when stdin closes
     peers: bool = True  # large blobs may go from worker to worker
+    shelf: Path | None = None  # where a manager on this machine has its tarballs
 
 
 class Worker:
@@ -97,7 +98,7 @@ class Worker:
         become_subreaper()
         self._dialer.connect(self._options.connect_timeout)  # until then nothing of ours is on the disk
         self._home = Home(self._cache, self._name)
-        self._transfers = Transfers(BlobStore(self._home / "blobs"), BlobStore(self._home / "results"), self._cache.blobs, self._peers)
+        self._transfers = Transfers(BlobStore(self._home / "blobs"), BlobStore(self._home / "results"), self._cache.blobs, self._peers, self._options.shelf)
         self._interpreters = Interpreters(
             self._home, self._cache, self._transfers, max(1, int(self._settings.offer.cores)),
             tell=self._handle, watch=self._watch, unwatch=self._unwatch,

@@ -1,6 +1,7 @@
 """Blobs come and go: pulled from the manager or another worker, a few ranges at a time, and results served.
 
 A large blob that another worker of the node has is linked, not pulled; one that another is pulling is waited for.
+So is an environment's tarball where the manager runs on this very machine; who unpacks it checks it as ever.
 For a larger one still the manager is asked who gives it.  A worker that does not is given up at once, and the
 rest comes from whom the manager names next, at last itself: what came stays, and the whole is checked as ever.
 """
@@ -68,8 +69,11 @@ class Pull:
 class Transfers:
     """What is being pulled, what waits for it, and what is served.  Without ``peers`` from and to the manager only."""
 
-    def __init__(self, own: BlobStore, results: BlobStore, shared: Path, peers: Peers | None = None) -> None:
-        self.own, self.results, self._shared, self._peers = own, results, shared, peers
+    def __init__(
+        self, own: BlobStore, results: BlobStore, shared: Path, peers: Peers | None = None, shelf: Path | None = None
+    ) -> None:
+        """``shelf``: where the manager has its tarballs, if that is here."""
+        self.own, self.results, self._shared, self._peers, self._shelf = own, results, shared, peers, shelf
         self._active: dict[Digest, Pull] = {}
         self._waiting: dict[bool, deque[tuple[Digest, int]]] = {False: deque(), True: deque()}  # small, large
         self._locks: dict[Digest, int] = {}  # held for the node while we pull
@@ -80,7 +84,7 @@ class Transfers:
         """Want a blob: what to ask the manager for, and what is known at once."""
         if not is_digest(digest):
             return [], [e.FetchFailed(digest, "it has no proper name")]
-        if self._have(digest):
+        if self._have(digest) or self._is_on_the_shelf(digest, size):
             return self._offer(digest, size), [e.Fetched(digest, self.own.size(digest))]
         if size >= SHARED_FROM and not self._lock(digest):
             self.elsewhere[digest] = size
@@ -98,6 +102,21 @@ class Transfers:
             with suppress(OSError):  # it was removed just now, or the file system has no links
                 os.link(self._shared / digest, self.own.path(digest))
         return self.own.has(digest)
+
+    def _is_on_the_shelf(self, digest: Digest, size: int) -> bool:
+        """Whether the manager's own file is this blob; then it is ours too."""
+        if self._shelf is None:
+            return False
+        with suppress(OSError):
+            tarball = (self._shelf / digest).resolve(strict=True)
+            if tarball.stat().st_size != size:
+                return False
+            try:
+                os.link(tarball, self.own.path(digest))
+            except OSError:  # on another file system
+                self.own.path(digest).symlink_to(tarball)
+            return True
+        return False
 
     def _lock(self, digest: Digest) -> bool:
         """Whether it is ours to pull for this node."""
