@@ -21,6 +21,7 @@ from lfm.protocol import messages as m
 from lfm.protocol import outcomes as o
 from lfm.protocol.ids import EnvironmentKey, FunctionId, TaskId
 from lfm.repair import Repair, Repairs
+from lfm.summary import Summary
 
 
 class Calls:
@@ -41,6 +42,7 @@ class Calls:
         self._declared: set[EnvironmentKey | FunctionId] = set()
         self._released: list[TaskId] = []
         self._repairs = Repairs(outgoing, repaired)
+        self.summary = Summary()
         self.inline_over = 0  # bytes of arguments that were in messages and are not any more
 
     def __bool__(self) -> bool:
@@ -128,6 +130,12 @@ class Calls:
                 self.inline_over += len(submit.arguments.data)
             self._outgoing.over(submit)
 
+    def _category(self, future: Future[Any]) -> str:
+        submit = future._submit
+        if submit is None:  # somebody else's
+            return future._name
+        return submit.category or self._outgoing.described[submit.function].function.category
+
     # -- what we hear
 
     def yours(self, future: Future[Any]) -> None:
@@ -176,6 +184,7 @@ class Calls:
             future._kept = True
         else:
             self._released.append(finished.task)
+        self.summary.add(self._category(future), finished)
         self._let_go(future)
         if future._earlier:
             attempts = (*future._earlier, *finished.attempts)

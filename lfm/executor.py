@@ -71,7 +71,8 @@ class _Face(concurrent.futures.Executor):
         """An executor with other defaults, on the same session.
 
         memory, disk ("4GB", bytes), cores, gpus, processes, wall_time ("1h30m", seconds): what is said is a limit;
-        what is not said is learned.  retries, priority, category, imports, exclude, environment.
+        what is not said is learned.  expect: what you think a call takes; sizes the first ones, and is no limit.
+        labels, strategy, retries, priority, category, imports, exclude, environment.
         """
         return View(self, Options.parse(options).over(self._options))
 

@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from lfm.protocol.resources import Request, parse_duration, parse_size
+from lfm.protocol.resources import Expected, Request, Resources, parse_duration, parse_size
+
+STRATEGIES = (
+    "auto", "first-allocation-waste", "first-allocation-throughput", "greedy-bucketing", "exhaustive-bucketing",
+    "max-seen", "fixed", "whole-worker",
+)  # fmt: skip  # the manager has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,9 @@ class Options:
     imports: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     environment: Any = None
+    expect: Expected | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+    strategy: str | None = None
 
     @classmethod
     def parse(cls, said: Mapping[str, Any]) -> Options:
@@ -55,7 +63,10 @@ class Options:
         return replace(other, **said) if said else other
 
     def request(self) -> Request:
-        return Request(self.cores, self.memory, self.disk, self.gpus, self.wall_time, self.processes)
+        return Request(
+            self.cores, self.memory, self.disk, self.gpus, self.wall_time, self.processes, self.expect, self.labels,
+            self.strategy,
+        )  # fmt: skip
 
 
 def _unknown(name: str) -> str:
@@ -101,6 +112,31 @@ def _names(value: Any) -> tuple[str, ...]:
     return names
 
 
+def _labels(value: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, Mapping) or not all(isinstance(x, str) and x for pair in value.items() for x in pair):
+        raise TypeError('must be a dict of texts, like {"site": "north"}')
+    return tuple(sorted(value.items()))
+
+
+def _strategy(value: Any) -> str:
+    if value not in STRATEGIES:
+        raise ValueError(f"there are: {', '.join(STRATEGIES)}")
+    return str(value)
+
+
+def _expected(value: Any) -> Expected:
+    if isinstance(value, Expected):
+        return value
+    if isinstance(value, Resources):  # a future's allocation, say
+        value = {name: getattr(value, name) or None for name in _EXPECTED}
+    if not isinstance(value, Mapping):
+        raise TypeError('must be a dict, like {"memory": "4GB"}, or lfm.Resources')
+    if unknown := [name for name in value if name not in _EXPECTED]:
+        raise TypeError(f"{unknown[0]!r} cannot be expected; there are: {', '.join(_EXPECTED)}")
+    return Expected(**{name: _READERS[name](amount) for name, amount in value.items() if amount is not None})
+
+
+_EXPECTED = ("cores", "memory", "disk", "wall_time")
 _READERS: dict[str, Callable[[Any], Any]] = {
     "cores": _above_zero(_number),
     "memory": _above_zero(parse_size),
@@ -114,5 +150,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "imports": _names,
     "exclude": _names,
     "environment": lambda value: value,
+    "expect": _expected,
+    "labels": _labels,
+    "strategy": _strategy,
 }
 _NOTHING = Options()

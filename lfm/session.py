@@ -44,6 +44,7 @@ from lfm.protocol.ids import TaskId
 from lfm.repair import Repair
 from lfm.run import ConnectionFile
 from lfm.spool import Spool
+from lfm.summary import wanted
 
 if TYPE_CHECKING:
     from lfm.embedded import Embedded
@@ -548,6 +549,7 @@ class Session:
         self._calls.fail_all(error)
 
     def _end(self) -> None:
+        self._sum_up()
         self._incoming.close()
         self._makings.close()
         if self._broken is None:
@@ -565,6 +567,13 @@ class Session:
             self._ended = True
             os.close(self._wake_in)
             os.close(self._wake_out)
+
+
+    def _sum_up(self) -> None:
+        """What the calls took, for whoever sits before it."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # no stderr, or not any more
+            if wanted() and (text := self._calls.summary.table()):
+                print(text, file=sys.stderr)
 
 
 # -------------------------------------------------------------------- the interpreter's end, and forks

@@ -60,11 +60,12 @@ def _workers(workers: list[dict[str, Any]]) -> RenderableType:
     )  # fmt: skip
 
 
-def category_table(categories: list[dict[str, Any]]) -> RenderableType:
+def category_table(categories: list[dict[str, Any]], waste: bool = False) -> RenderableType:
     """Per function: how many, what they were given, what they took."""
     return table(
-        ["FUNCTION", ">CALLS", ">OK", ">FAILED", ">RETRIES", ">ALLOTTED p50", ">MEMORY p50", ">p95", ">MAX", ">CORES", ">TIME", ">USED", ">NEXT"],
-        [_category(c) for c in categories],
+        ["FUNCTION", ">CALLS", ">OK", ">FAILED", ">RETRIES", ">ALLOTTED p50", ">MEMORY p50", ">p95", ">MAX", ">CORES", ">TIME", ">USED", ">NEXT"]
+        + [">WASTE GB·h"] * waste,
+        [(*_category(c), *[f"{c['waste_gb_h']:.3g}"] * waste) for c in categories],
     )
 
 

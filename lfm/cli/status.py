@@ -33,7 +33,7 @@ def categories(run: str | None, as_json: bool) -> None:
     """Per function: calls, memory allotted and measured, time, retries, and what the next call would get.
 
     ALLOTTED p50 is the median allocation, MEMORY what calls really took (median, 95th percentile, largest),
-    USED the share of the allotted memory x time that was used.
+    USED the share of the allotted memory x time that was used, WASTE the rest.
     """
     answer = ask(run, "categories")
     if as_json:
@@ -41,4 +41,10 @@ def categories(run: str | None, as_json: bool) -> None:
         return
     from lfm.cli.screen import category_table
 
-    console().print(category_table(answer["categories"]) if answer["categories"] else "no calls yet")
+    if not answer["categories"]:
+        click.echo("no calls yet")
+        return
+    console().print(category_table(answer["categories"], waste=True))
+    if lines := [f"  {c['category']}: {c['options']}" for c in answer["categories"] if c.get("options")]:
+        click.echo("\nlimits that every call so far would have kept:")
+        click.echo("\n".join(lines))

@@ -76,6 +76,16 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """What a user thinks that a call takes: it sizes the first calls of a category, and may be exceeded."""
+
+    cores: float | None = None
+    memory: int | None = None
+    disk: int | None = None
+    wall_time: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a user asked for a call.  None: nobody asked, so it is learned.  What was asked is a limit."""
 
@@ -85,3 +95,6 @@ class Request:
     gpus: int | None = None
     wall_time: float | None = None
     processes: int | None = None
+    expect: Expected | None = None
+    labels: tuple[tuple[str, str], ...] = ()  # that its worker must have; sorted
+    strategy: str | None = None  # by which its automatic amounts are found; None: the run's

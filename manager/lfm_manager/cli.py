@@ -28,6 +28,7 @@ from lfm.cli.common import (
     size,
 )
 from lfm.errors import ConnectionFailed, LfmError
+from lfm.options import STRATEGIES
 from lfm.protocol.resources import parse_duration
 from lfm.run import ConnectionFile, RunDirectory, locate, runs_root, write_private
 
@@ -47,7 +48,7 @@ def manager() -> None:
 @click.option("--interface", metavar="IF", help="Listen on this network interface alone.")
 @click.option("--advertise", metavar="ADDR", multiple=True, help="Name this address to others instead of those found; may be repeated, may have a :port.")
 @click.option("--port", "ports", metavar="P|A-B", default="0", help="Port, or a range to take the first free one of.  [default: any; after a restart the same]")
-@click.option("--strategy", default="auto", show_default=True, help="How calls are sized: auto, max-seen, fixed, whole-worker, ...")
+@click.option("--strategy", "strategies", multiple=True, metavar="S|CATEGORY=S", help=f"How calls are sized, all or those of a category; may be repeated: {', '.join(STRATEGIES)}.  [default: auto]")
 @click.option("--idle-timeout", metavar="D", help="End after so long without clients and calls.")
 @click.option("--lease", metavar="D", default="60s", show_default=True, help="A worker or client that is silent for so long is lost; its calls run elsewhere.")
 @click.option("--background", is_flag=True, help="Return as soon as it can be reached.")
@@ -131,7 +132,7 @@ def _settings(run: RunDirectory, options: dict[str, Any]) -> Any:
         interface = options["host"] or (addresses.LOOPBACK if ephemeral else addresses.ANY)
     idle = options["idle_timeout"]
     return Settings(
-        interface, _ports(options["ports"], run), options["advertise"], options["strategy"], ephemeral,
+        interface, _ports(options["ports"], run), options["advertise"], *_strategies(options["strategies"]), ephemeral,
         options["stdin_eof"], _learns(ephemeral), None if idle is None else parse_duration(idle),
         Policy(epoch=time.time() - time.monotonic()), _lease(options["lease"]),
     )
@@ -142,6 +143,20 @@ def _lease(text: str) -> float:
     if seconds < LEAST_LEASE:
         raise ValueError(f"--lease {text} is too short: a network may be silent for {LEAST_LEASE:g} s and nobody lost")
     return seconds
+
+
+def _strategies(said: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """The run's, and those of some categories."""
+    own, chosen = "auto", {}
+    for one in said:
+        category, _, name = one.rpartition("=")
+        if name not in STRATEGIES:
+            raise ValueError(f"--strategy {one}: there are {', '.join(STRATEGIES)}")
+        if category:
+            chosen[category] = name
+        else:
+            own = name
+    return own, chosen
 
 
 def _learns(ephemeral: bool) -> bool:

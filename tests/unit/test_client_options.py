@@ -3,7 +3,7 @@
 import pytest
 
 from lfm.options import Options
-from lfm.protocol.resources import Request
+from lfm.protocol.resources import Expected, Request, Resources
 
 
 def test_units_are_read():
@@ -36,6 +36,12 @@ def test_a_name_like_none_lists_all():
         ({"category": ""}, TypeError),
         ({"imports": [3]}, TypeError),
         ({"imports": ["not a name"]}, TypeError),
+        ({"expect": {"memory": "much"}}, ValueError),
+        ({"expect": {"memroy": "1GB"}}, TypeError),
+        ({"expect": "4GB"}, TypeError),
+        ({"labels": "site=north"}, TypeError),
+        ({"labels": {"site": 1}}, TypeError),
+        ({"strategy": "best"}, ValueError),
     ],
 )
 def test_wrong_amounts_name_the_option(said, kind):
@@ -56,3 +62,25 @@ def test_later_options_win_and_imports_add_up():
 
 def test_a_single_import_may_be_a_text():
     assert Options.parse({"imports": "openpyxl"}).imports == ("openpyxl",)
+
+
+def test_what_is_expected_is_told_apart_from_limits():
+    read = Options.parse({"expect": {"memory": "4GB", "wall_time": "1h"}, "cores": 2}).request()
+    assert (read.memory, read.wall_time, read.expect) == (None, None, Expected(None, 4 * 10**9, None, 3600.0))
+    given = Resources(2.0, 10**9, 0, 0, None)  # a future's allocation
+    assert Options.parse({"expect": given}).expect == Expected(2.0, 10**9, None, None)
+
+
+def test_labels_are_sorted_and_replaced():
+    first = Options.parse({"labels": {"site": "north", "disk": "fast"}})
+    assert first.labels == (("disk", "fast"), ("site", "north"))
+    assert Options.parse({"labels": {"site": "south"}}).over(first).labels == (("site", "south"),)
+    assert Options.parse({"cores": 1}).over(first).labels == first.labels
+
+
+def test_strategies_are_those_of_the_manager():
+    from lfm.options import STRATEGIES
+    from lfm_manager.sizing import STRATEGIES as THERE
+
+    assert tuple(THERE) == STRATEGIES
+    assert Options.parse({"strategy": "max-seen"}).request().strategy == "max-seen"

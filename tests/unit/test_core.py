@@ -21,7 +21,7 @@ from lfm.protocol.outcomes import (
     Raised,
     Returned,
 )
-from lfm.protocol.resources import Request, Resources, Usage
+from lfm.protocol.resources import Expected, Request, Resources, Usage
 from lfm_manager.core import commands as c
 from lfm_manager.core import events as e
 from lfm_manager.core.check import check
@@ -81,11 +81,11 @@ class Desk:
     def worker(
         self, peer: PeerId = W1, cores: float = 2, memory: int = 4 * GB, disk: int = 0, *, session: str = "",
         running: tuple[m.Running, ...] = (), gpus: tuple[str, ...] = (), wall_time: float | None = None,
-        libc: str = "glibc 2.36",
+        libc: str = "glibc 2.36", labels: dict[str, str] | None = None,
     ) -> list[c.Command]:
         offer = Resources(cores, memory, disk, len(gpus), wall_time)
         return self.do(e.WorkerJoined(peer, m.WorkerHello(
-            session or f"w{peer}", f"worker{peer}", "node", 1, offer, gpus, {"libc": libc, "machine": "x86_64"}, (), running,
+            session or f"w{peer}", f"worker{peer}", "node", 1, offer, gpus, {"libc": libc, "machine": "x86_64", **(labels or {})}, (), running,
         )))
 
     def submit(self, task: str, request: Request = ASKED, peer: PeerId = CLIENT, **more: object) -> list[c.Command]:
@@ -721,3 +721,143 @@ def test_joining_a_blocked_queue_looks_at_no_worker() -> None:
     for n in range(100):
         desk.core.handle(e.ClientSaid(CLIENT, m.Submit(TaskId(f"c{n}"), FUNCTION, Inline(b"x"), ASKED)), 0.0)
     assert asked == 0
+
+
+# ---------------------------------------------------------------- what users choose
+
+
+def test_a_call_goes_to_a_worker_that_has_its_labels() -> None:
+    desk = Desk()
+    desk.worker(W1)
+    north = Request(cores=1, memory=GB, disk=0, labels=(("site", "north"),))
+    (text,) = notices(desk.submit("a", north))
+    assert "label site=north" in text and "none" in text
+    assert runs(desk.submit("b")) == [("b", 1, W1)]  # the other is not in its way
+    assert runs(desk.worker(W2, labels={"site": "south"})) == []
+    assert runs(desk.worker(PeerId(13), labels={"site": "north", "disk": "fast"})) == [("a", 1, PeerId(13))]
+    assert "there are site=north, site=south" in desk.core.too_much(
+        Demand(1, 0, 0, 0, 0, TARBALL, labels=(("site", "east"),)), desk.now
+    )
+
+
+def auto(**more: object) -> Desk:
+    """With the real sizers."""
+    desk = Desk()
+    desk.core = ManagerCore({r: make("auto", r) for r in ("memory", "disk", "cores")}, **more)  # type: ignore[arg-type]
+    desk.client()
+    desk.declare()
+    desk.do(e.EnvironmentBuilt(ENV, TARBALL, 1000, "3.11.7", "x86_64", "glibc 2.31"))
+    return desk
+
+
+def given_(desk: Desk, task: str) -> Resources:
+    state = desk.state(task)
+    assert isinstance(state, Placed)
+    return state.allocation
+
+
+def over(desk: Desk, task: str, memory: int, cores: float = 0.5) -> list[c.Command]:
+    usage = Usage(wall_s=10.0, cpu_s=10 * cores, cores=cores, memory=memory, memory_by="cgroup")
+    return desk.do(e.WorkerSaid(W1, m.CallEnded(TaskId(task), 1, VALUE, usage)))
+
+
+def test_what_is_expected_sizes_the_first_calls_and_may_be_exceeded() -> None:
+    desk = auto()
+    desk.worker(cores=8, memory=64 * GB)
+    hopeful = Request(disk=0, expect=Expected(memory=20 * GB, cores=4, wall_time=60))
+    out = desk.submit("a", hopeful)
+    assert (given_(desk, "a").memory, given_(desk, "a").cores) == (20 * GB // (1 << 20) * (1 << 20), 4)
+    assert [x.growth for x in told(out) if isinstance(x, m.Run)] == [64 * GB]
+    over(desk, "a", 30 * GB)
+    desk.submit("b", hopeful)
+    assert given_(desk, "b").memory > 30 * GB  # what was seen is believed
+
+
+def test_what_is_expected_is_no_limit() -> None:
+    desk = auto()
+    desk.worker(cores=8, memory=64 * GB)
+    desk.submit("a", Request(disk=0, expect=Expected(memory=2 * GB)))
+    desk.ended("a", Exhausted("memory", 2 * GB, 2 * GB, 1.0), memory=2 * GB)
+    assert given_(desk, "a").memory >= 2.1 * GB
+
+
+def test_a_strategy_is_chosen_for_a_call_a_category_or_the_run() -> None:
+    desk = auto()
+    desk.worker(cores=8, memory=64 * GB)
+    desk.submit("a", Request(disk=0))
+    assert given_(desk, "a").memory < 32 * GB
+    over(desk, "a", 3 * GB)
+    desk.submit("b", Request(disk=0, strategy="max-seen"))  # chosen late: it knows what was seen before
+    assert 3 * GB <= given_(desk, "b").memory < 3.5 * GB
+    over(desk, "b", 3 * GB)
+    desk.submit("c", Request(disk=0, strategy="whole-worker"))
+    assert given_(desk, "c").memory == 64 * GB
+    over(desk, "c", 3 * GB)
+    desk.submit("d", Request(disk=0, strategy="of a newer client"))
+    assert given_(desk, "d").memory < 32 * GB
+
+    chosen = auto(chosen={"mod.f": "whole-worker"})
+    chosen.worker(cores=8, memory=64 * GB)
+    chosen.submit("a", Request(disk=0))
+    assert given_(chosen, "a").memory == 64 * GB
+
+
+def test_fixed_is_what_is_expected_and_does_not_grow() -> None:
+    desk = auto()
+    desk.worker(cores=8, memory=64 * GB)
+    out = desk.submit("a", Request(disk=0, strategy="fixed", expect=Expected(memory=4 << 30)))
+    assert given_(desk, "a").memory == 4 << 30
+    assert [x.growth for x in told(out) if isinstance(x, m.Run)] == [0]
+    (answer,) = answers(desk.ended("a", Exhausted("memory", 4 << 30, 4 << 30, 1.0)))
+    assert isinstance(answer.outcome, Exhausted)
+
+
+def test_calls_that_keep_several_cores_busy_get_as_many() -> None:
+    desk = auto()
+    desk.worker(cores=8, memory=64 * GB)
+    for n, cores in enumerate((0.9, 3.6, 3.8, 3.7)):
+        desk.submit(f"a{n}", Request(disk=0))
+        if n == 1:
+            assert given_(desk, "a1").cores == 1
+        over(desk, f"a{n}", GB, cores)
+    desk.submit("b", Request(disk=0))
+    assert given_(desk, "b").cores == 4
+    desk.submit("c", Request(disk=0, cores=1))
+    assert given_(desk, "c").cores == 1
+
+
+@pytest.mark.parametrize("asked", [Request(memory=16 * GB, disk=0), Request(disk=0, expect=Expected(memory=16 * GB))])
+def test_who_asks_five_times_too_much_is_told_once(asked: Request) -> None:
+    desk = auto()
+    desk.worker(cores=8, memory=64 * GB)
+    said = []
+    for n in range(30):
+        desk.submit(f"a{n}", asked)
+        said += notices(over(desk, f"a{n}", 2 * GB))
+    (text,) = said
+    assert "8 times" in text and "memory='2.5GB'" in text and "16GB" in text
+
+
+def test_who_asks_about_right_is_told_nothing() -> None:
+    desk = auto()
+    desk.worker(cores=8, memory=64 * GB)
+    for n in range(30):
+        desk.submit(f"a{n}", Request(memory=8 * GB, disk=0))
+        assert not notices(over(desk, f"a{n}", 2 * GB))
+
+
+def test_a_worker_that_shrinks_keeps_what_runs_and_is_given_no_more_than_it_has() -> None:
+    desk = Desk()
+    desk.worker(cores=4, memory=4 * GB)
+    for task in "abcd":
+        desk.submit(task)
+    desk.submit("e")
+    desk.do(e.WorkerSaid(W1, m.OfferChanged(Resources(2, 2 * GB, 0))))
+    worker = desk.core.workers[W1]
+    assert len(worker.running) == 4 and worker.free_memory == -2 * GB
+    assert not runs(desk.ended("a")) and not runs(desk.ended("b"))
+    assert runs(desk.ended("c")) == [("e", 1, W1)]
+    (text,) = notices(desk.submit("large", Request(cores=3, memory=GB, disk=0)))
+    assert "3 cores" in text
+    desk.do(e.WorkerSaid(W1, m.OfferChanged(Resources(4, 4 * GB, 0))))
+    assert runs(desk.ended("d")) == [("large", 1, W1)]

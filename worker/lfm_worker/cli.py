@@ -46,11 +46,19 @@ class _Amount(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
             self.fail(str(error), param, ctx)
 
 
+FOUND = ("machine", "libc", "python", "version", "system", "kernel", "batch", "job", "node")  # labels that nobody gave
 SIZE, DURATION = _Amount("size", parse_size), _Amount("duration", parse_duration)
 
 
 def _directory(chosen: Path | None) -> Path | None:
     return None if chosen is None else chosen.expanduser().absolute()
+
+
+def _labels(ctx: click.Context, param: click.Parameter, said: tuple[str, ...]) -> list[tuple[str, str]]:
+    pairs = [(name.strip(), value.strip()) for name, _, value in (one.partition("=") for one in said)]
+    if bad := [one for one, pair in zip(said, pairs, strict=True) if not all(pair)]:
+        raise click.BadParameter(f"{bad[0]!r} is not like site=north")
+    return pairs
 
 
 @click.group()
@@ -75,6 +83,7 @@ def worker() -> None:
 @click.option("--grace", type=DURATION, default="20s", show_default=True, help="After SIGTERM, how long running calls may go on.")
 @click.option("--cache-size", type=SIZE, help="How large the node's cache may grow.  [default: half of the disk]")
 @click.option("--peers/--no-peers", default=True, help="Let large files go from worker to worker of the run; without, all come from the manager.")
+@click.option("--label", "labels", multiple=True, callback=_labels, metavar="K=V", help="What calls may ask for with options(labels={K: V}); may be repeated.")
 @click.option("--name", help="What people see.  [default: the batch job, or host and process]")
 @click.option("--pin/--no-pin", default=True, help="Give each call CPUs of its own, where a worker offers all that are ours and is the only one.")
 @click.option("--stdin-eof", is_flag=True, hidden=True, help="Stop when stdin closes: for whoever starts us as a part of itself.")
@@ -154,7 +163,7 @@ def _work(file: Callable[[], Any], options: dict[str, Any], path: Path, awaited:
         manager_lost_after=options["manager_timeout"], stdin_eof=options["stdin_eof"],
         peers=options["peers"], shelf=path.parent / "environments" if connection.host == socket.gethostname() else None,
     )
-    reason = loop.Worker(file, settings, cache, name, offer.labels(found), behaviour).run()
+    reason = loop.Worker(file, settings, cache, name, offer.labels(found, dict(options["labels"])), behaviour).run()
     log.info("%s has left: %s", name, reason)
 
 
@@ -180,7 +189,7 @@ def list_(run: str | None, as_json: bool) -> None:
         click.echo("no workers; start one with: lfm worker start")
         return
     print_table(
-        ["worker", "host", "state", ">calls", ">cores", ">memory", ">gpus", ">time left", "batch job"],
+        ["worker", "host", "state", ">calls", ">cores", ">memory", ">gpus", ">time left", "batch job", "labels"],
         [_row(w) for w in workers],
     )
 
@@ -190,6 +199,7 @@ def _row(w: dict[str, Any]) -> list[object]:
     return [
         w.get("name"), w.get("host"), w.get("state"), w.get("calls"), f"{offer.get('cores', 0):g}", size(offer.get("memory")),
         offer.get("gpus"), duration(offer.get("wall_time")), " ".join(filter(None, (labels.get("batch"), labels.get("job")))),
+        " ".join(f"{name}={value}" for name, value in labels.items() if name not in FOUND),
     ]
 
 

@@ -25,6 +25,7 @@ from lfm.protocol.outcomes import (
     outcome_name,
 )
 from lfm.protocol.resources import Resources, Usage
+from lfm_manager.core.advice import too_much
 from lfm_manager.core.blobs import Blobs
 from lfm_manager.core.categories import Category
 from lfm_manager.core.commands import (
@@ -353,9 +354,11 @@ class Calls:
         if spent.resource == "memory":
             tries.memory += 1
             given, failures = placed.allocation.memory, tries.memory
+            task.category.most_memory = max(task.category.most_memory, given)
         else:
             tries.disk += 1
             given, failures = placed.allocation.disk, tries.disk
+            task.category.most_disk = max(task.category.most_disk, given)
         blamed_s = 0.0 if self._was_full(placed, spent) else spent.at_s
         rung = self._sizes.next_rung(task, spent.resource, given, spent.measured, failures, blamed_s)
         if rung is None:
@@ -438,12 +441,15 @@ class Calls:
         self._finish(task, outcome, now, placed.allocation, ended)
 
     def _learn(self, task: Task, allocation: Resources, usage: Usage) -> None:
-        self._sizes.succeeded(task.category.name, task.input_bytes, usage)
+        self._sizes.succeeded(task.category, task.input_bytes, usage, task.submit.request.expect)
         before = task.category.generation
         task.category.learned(task.input_bytes, usage.wall_s)
         if task.category.generation != before:
             self._scheduler.learned(task.category.queues)
         self._out.append(SaveMeasurement(task.category.name, task.input_bytes, allocation, usage, "returned"))
+        if not task.category.advised and (advice := too_much(task.category, task.submit.request)):
+            task.category.advised = True
+            self._tell(task, m.Notice("warning", advice))
 
     def give_up(self, task: Task, why: Impossible, now: float) -> None:
         """It cannot run at all."""
@@ -550,7 +556,7 @@ class Calls:
             self._blobs.leave(blob.digest)
         self._out.append(ForgetTask(task.id))
 
-    def _tell(self, task: Task, message: m.Started | m.Finished) -> None:
+    def _tell(self, task: Task, message: m.Started | m.Finished | m.Notice) -> None:
         if task.session.peer is not None:
             self._out.append(TellClient(task.session.peer, message))
 

@@ -35,6 +35,10 @@ class Category:
     raised: int = 0
     grown: int = 0
     last_input: int = 0  # bytes that the latest measured call was given
+    most_memory: int = 0  # bytes that any was seen to take
+    most_disk: int = 0
+    busy: bool = False  # some keep more than one core busy
+    advised: bool = False  # its user was told that far too much is asked
     wasted_memory_s: float = 0.0  # bytes allotted and not used, times seconds
     allotted_memory_s: float = 0.0
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=KEPT))

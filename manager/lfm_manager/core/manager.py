@@ -36,12 +36,15 @@ from lfm_manager.sizing.sizer import Sizer
 class ManagerCore:
     """``handle`` is the only way to change it; the parts are there to be read."""
 
-    def __init__(self, sizers: Mapping[str, Sizer], policy: Policy | None = None) -> None:
+    def __init__(
+        self, sizers: Mapping[str, Sizer], policy: Policy | None = None, chosen: Mapping[str, str] | None = None
+    ) -> None:
+        """``chosen``: the strategy of some categories, where it is not the one of ``sizers``."""
         policy = policy or Policy()
         self._out: list[Command] = []
         self.policy = policy
         self.workers: dict[PeerId, Worker] = {}
-        self.sizes = Sizes(sizers)
+        self.sizes = Sizes(sizers, chosen)
         self.spread = Spread(self.workers, self._out)
         self.blobs = Blobs(self.spread, self._out)
         self.environments = Environments(self.blobs, self._out)
@@ -89,8 +92,9 @@ class ManagerCore:
             case e.Recovered():
                 recover(event, self.clients, self.calls, self.crew, self.environments, self.blobs, self.policy, now)
             case e.Measured(category, input_bytes, usage):
-                self.sizes.succeeded(category, input_bytes, usage)
-                self.calls.category(category).learned(input_bytes, usage.wall_s)
+                known = self.calls.category(category)
+                self.sizes.succeeded(known, input_bytes, usage)
+                known.learned(input_bytes, usage.wall_s)
             case e.Ticked():
                 self.clients.expire(now)
                 self.crew.recover(now)
@@ -184,16 +188,21 @@ class ManagerCore:
                 self.calls.give_up(task, Impossible("environment", text), now)
         elif not queue.warned and queue.session.peer is not None:
             queue.warned = True
-            text = f"{queue.category.name} {self._too_much(demand, now)}; it waits for a larger one"
+            text = f"{queue.category.name} {self.too_much(demand, now)}; it waits for one that can"
             self._out.append(TellClient(queue.session.peer, m.Notice("warning", text, (queue.head.id,))))
 
     def needs(self, demand: Demand) -> str:
         """For people: what a call needs."""
         return ", ".join(text for _, text in _amounts(demand.millicores, demand.memory, demand.disk, demand.gpus))
 
-    def _too_much(self, demand: Demand, now: float) -> str:
+    def too_much(self, demand: Demand, now: float) -> str:
         """For people: what of it does not fit, and what the largest worker has instead."""
         largest = self.sizes.largest
+        if demand.labels and not any(w.suits(demand) for w in self.workers.values() if not w.draining):
+            named = ", ".join(f"{name}={value}" for name, value in demand.labels)
+            known = sorted({f"{name}={value}" for w in self.workers.values() for name, value in w.hello.labels.items()
+                            if name in dict(demand.labels)})
+            return f"needs a worker with the label{'s' * (len(demand.labels) > 1)} {named}; there are {', '.join(known) or 'none'}"
         needed = _amounts(demand.millicores, demand.memory, demand.disk, demand.gpus)
         there = dict(_amounts(largest.millicores, largest.memory, largest.disk, largest.gpus))
         sizes = {"cores": largest.millicores < demand.millicores, "memory": largest.memory < demand.memory,

@@ -369,4 +369,5 @@ def _covers(demand: Demand, other: Demand) -> bool:
         and demand.wall_time >= other.wall_time
         and demand.digest == other.digest
         and demand.alone >= other.alone
+        and demand.labels == other.labels
     )

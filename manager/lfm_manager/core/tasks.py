@@ -162,7 +162,8 @@ class Task:
     @property
     def grows(self) -> bool:
         """Whether its memory may grow while it runs: nobody set it."""
-        return self.submit.request.memory is None
+        request = self.submit.request
+        return request.memory is None and request.strategy != "fixed"
 
     def become(self, to: State) -> None:
         if (type(self.state), type(to)) not in EDGES:

@@ -28,6 +28,7 @@ class Demand:
     digest: Digest  # of its environment
     alone: bool = False
     promise: int = 0  # bytes to be reckoned with: ``memory``, and some for its growth
+    labels: tuple[tuple[str, str], ...] = ()  # that the worker must have
 
 
 @dataclass(slots=True, eq=False)
@@ -82,8 +83,14 @@ class Worker:
             and demand.memory <= self.memory
             and demand.disk <= self.disk
             and demand.gpus <= len(self.devices)
-            and demand.digest not in self.unusable
+            and self.suits(demand)
             and (self.ends is None or demand.wall_time <= self.ends - now)
+        )
+
+    def suits(self, demand: Demand) -> bool:
+        """Whether it is of the right kind, however large."""
+        return demand.digest not in self.unusable and (
+            not demand.labels or all(self.hello.labels.get(name) == value for name, value in demand.labels)
         )
 
     def fits(self, demand: Demand, now: float) -> bool:
@@ -96,7 +103,7 @@ class Worker:
             and not self.exclusive
             and not self.draining
             and demand.gpus <= len(self.free_devices)
-            and demand.digest not in self.unusable
+            and self.suits(demand)
             and (self.ends is None or demand.wall_time <= self.ends - now)
             and not (demand.alone and self.running)
         )

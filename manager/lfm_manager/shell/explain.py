@@ -99,15 +99,15 @@ def _ready(core: ManagerCore, task: Task, now: float) -> str:
     barred = [f"{w.name}: {w.unusable[demand.digest]}" for w in core.workers.values() if demand.digest in w.unusable]
     why = f"; {len(barred)} cannot use its environment: {barred[0]}" if barred else ""
     if not able:
-        return f"ready, and no worker is large enough: it needs {needs}; {core.largest_worker()}{why}"
+        return f"ready, and no worker can take it: it {core.too_much(demand, now)}{why}"
     if task.alone:
         return f"ready; workers died while it ran ({task.tries.deaths}), so it waits for one to itself"
     if scheduler.reserved is not None and scheduler.reserved[0] is queue:
         return f"ready; {scheduler.reserved[1].name} is kept free for it until it has {needs}"
     ahead = list(queue.tasks).index(task.id)
     others = sum(len(q.tasks) for q in scheduler.queues.values()) - len(queue.tasks)
-    unseen = not task.category.seen and task.category.in_flight
-    held = " (its category has no result yet, so others go first)" if unseen else ""
+    unseen = not task.category.seen and task.category.in_flight >= core.policy.probes
+    held = f" (held back: {task.category.in_flight} of its category run, and none has ended yet)" if unseen else ""
     return (
         f"ready; it waits its turn{held}: it needs {needs}; {ahead} of its kind are before it, {others} others wait; "
         f"{len(able)} of {len(core.workers)} workers could take it{why}"

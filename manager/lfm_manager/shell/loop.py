@@ -63,6 +63,7 @@ class Settings:
     ports: tuple[int, ...] = (0,)
     advertise: tuple[str, ...] = ()
     strategy: str = "auto"
+    strategies: dict[str, str] = field(default_factory=dict)  # by category, where it is to be another
     ephemeral: bool = False  # nothing is kept: it ends with whoever started it
     stdin_eof: bool = False
     history: bool = True  # learn from earlier runs, and for later ones
@@ -78,8 +79,8 @@ class Manager:
         self.run_directory, self.settings = run, settings
         self.started = time.time()
         self.core = ManagerCore(
-            {resource: sizing.make(settings.strategy, resource) for resource in ("memory", "disk")},
-            settings.policy if settings.ephemeral else replace(settings.policy, in_memory=IN_MEMORY),
+            {resource: sizing.make(settings.strategy, resource) for resource in sizing.RESOURCES},
+            settings.policy if settings.ephemeral else replace(settings.policy, in_memory=IN_MEMORY), settings.strategies,
         )
         self.store = None if settings.ephemeral else Store(run.path / "lfm.db")
         self.poller = zmq.Poller()

@@ -14,6 +14,7 @@ from lfm.protocol.ids import TaskId
 from lfm.protocol.messages import Finished
 from lfm.protocol.outcomes import Attempt, Cancelled, Killed, Returned
 from lfm.protocol.resources import format_duration
+from lfm_manager.core.advice import options_line
 from lfm_manager.core.categories import Category
 from lfm_manager.core.functions import (
     Away,
@@ -235,6 +236,7 @@ def category_row(core: ManagerCore, category: Category) -> dict[str, Any]:
         "waste_gb_h": category.wasted_memory_s / 3.6e12,
         "efficiency": 1 - category.wasted_memory_s / allotted if allotted else None,
         "next": asdict(upcoming) if upcoming is not None else None,
+        "options": options_line(category, upcoming.cores if upcoming is not None else 1.0),
     }
 
 

@@ -34,10 +34,11 @@ class _Price:
     Learned: next to nothing where calls grow in place, half where nodes are full and calls die half way.
     """
 
-    __slots__ = ("_calls", "_lost", "_outgrown", "_seconds", "share")
+    __slots__ = ("_calls", "_known", "_lost", "_outgrown", "_seconds", "share")
 
-    def __init__(self) -> None:
+    def __init__(self, known: bool = False) -> None:
         self.share = 1.0
+        self._known = known  # nothing is to be learned of it
         self._calls = 0
         self._seconds = 0.0
         self._lost = 0.0  # seconds of attempts that were killed
@@ -51,6 +52,8 @@ class _Price:
         self._seconds += seconds
         if outgrew:
             self._outgrown += seconds
+        if self._known:
+            return
         believed = DOUBT * self._seconds / self._calls
         self.share = min(1.0, (believed + self._lost) / (believed + self._outgrown))
 
@@ -153,7 +156,7 @@ class Auto:
         self._smallest = SMALLEST[resource]
         self._categories: dict[str, _Category] = {}
         self._pool = Pool(OVERHEAD_S)
-        self._price = _Price()
+        self._price = _Price(known=resource == "cores")  # who lacks cores is not killed, it only takes longer
 
     def predict(
         self,

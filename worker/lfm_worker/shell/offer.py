@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import lfm
@@ -60,8 +61,8 @@ def settings(found: Allotment, wanted: Wanted) -> tuple[Settings, list[str]]:
     ), warnings
 
 
-def labels(found: Allotment) -> dict[str, str]:
-    """What a hello says about the node, beside its amounts."""
+def labels(found: Allotment, given: Mapping[str, str]) -> dict[str, str]:
+    """What a hello says about the node, beside its amounts; ``given``: what its user adds."""
     said = {
         "machine": platform.machine(), "libc": " ".join(platform.libc_ver()), "python": platform.python_version(),
         "version": lfm.__version__, "system": sys.platform, "kernel": platform.release(),
@@ -70,4 +71,4 @@ def labels(found: Allotment) -> dict[str, str]:
         said |= {"batch": found.job.system, "job": found.job.id}
     if node := os.environ.get("SLURMD_NODENAME"):
         said["node"] = node
-    return said
+    return {**given, **said}
