@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 
 import pytest
 
@@ -75,6 +76,30 @@ def test_one_call_seen_from_outside(cluster, ex):
     assert cluster.command("logs", future.id).stdout == "heard\ndéjà"
     assert "killed by its user" in cluster.command("explain", future.id).stdout
     assert future.id in {task["task"] for task in asked(cluster, "tasks", "--state", "failed")["tasks"]}
+
+
+def test_calls_go_where_they_are_asked_to_and_say_what_they_took(cluster, ex, capfd, monkeypatch):
+    monkeypatch.setenv("LFM_SUMMARY", "on")
+    asked_for = ex.options(labels={"site": "north"}, category="labelled", expect={"memory": "200MB"}, strategy="max-seen")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        future = asked_for.submit(abs, -2)
+        try:
+            wait_until(lambda: "label site=north" in future.explain() and warned, "the call to find no worker", PATIENCE)
+        except BaseException:
+            future.cancel()
+            raise
+    assert "label site=north" in str(warned[0].message)
+    cluster.start_worker("--label", "site=north", "--name", "northern")
+    assert future.result(PATIENCE) == 2
+    (attempt,) = future.attempts
+    assert attempt.worker == "northern" and 199 << 20 > attempt.allocation.memory > 190 * 10**6
+    assert "site=north" in cluster.command("worker", "list").stdout
+    (row,) = [c for c in asked(cluster, "categories")["categories"] if c["category"] == "labelled"]
+    assert row["options"].startswith("options(memory='") and row["options"] in cluster.command("categories").stdout
+    ex.shutdown()
+    assert "labelled" in capfd.readouterr().err
+    cluster.command("worker", "drain", "northern")
 
 
 def test_a_call_that_is_not_there(cluster):

@@ -740,6 +740,24 @@ def test_a_call_goes_to_a_worker_that_has_its_labels() -> None:
     )
 
 
+def test_a_share_of_the_disk_is_what_the_newest_worker_has_too() -> None:
+    """It was found when others were there, which have a little more; without the label they would have taken it."""
+    desk = auto()
+    desk.worker(W1, cores=1, disk=1000 * GB)
+    desk.submit("a", Request(labels=(("site", "north"),)))
+    assert runs(desk.worker(W2, cores=1, disk=999 * GB, labels={"site": "north"})) == [("a", 1, W2)]
+
+
+def test_a_whole_worker_is_any_of_about_that_size() -> None:
+    desk = auto()
+    desk.worker(W1, cores=4, memory=64 * GB, disk=1000 * GB)
+    desk.worker(W2, cores=4, memory=63 * GB, disk=700 * GB)
+    desk.worker(PeerId(13), cores=4, memory=8 * GB, disk=1000 * GB)
+    for task in "abc":
+        desk.submit(task, Request(strategy="whole-worker"))
+    assert {desk.where("a"), desk.where("b"), desk.where("c")} == {W1, W2, None}
+
+
 def auto(**more: object) -> Desk:
     """With the real sizers."""
     desk = Desk()

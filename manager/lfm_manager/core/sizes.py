@@ -23,6 +23,7 @@ LEAST = 64 << 20  # bytes: what an interpreter may need at any moment; nothing l
 NEARLY = 0.9  # of a limit that was raised or met: what the call has taken at least
 AHEAD = 3  # one part in so many of the growth that is expected is kept free: calls grow at different times
 UNKNOWN = 10  # ... and of what is held, where nothing is known
+ALIKE = 0.9  # of the largest worker's memory: such are large as well
 GRAIN = 1 << 20  # allocations are whole MiB
 ABSURD = 1 << 60  # a measurement above this is none
 TELLING_S = 1.0  # a call has to last so long for its share of a core to say anything
@@ -47,6 +48,7 @@ class Sizes:
         self._strategies = Strategies(sizers, {"memory": LEAST, "disk": LEAST}, chosen or {})
         self.largest = Largest()
         self._share = {"memory": 0.0, "disk": 0.0}  # bytes that one core claims
+        self._whole = {"memory": 0, "disk": 0}  # bytes that every worker has, or every large one
 
     def workers_are(self, workers: Iterable[Worker]) -> bool:
         """Take note of who there is; whether allocations may have changed."""
@@ -56,12 +58,17 @@ class Sizes:
         # a disk limit does not grow in place, and free space differs a little everywhere: what any worker can give
         disk = min((w.disk * 1000 / w.millicores for w in present if w.millicores), default=0.0)
         # with what is kept free for growth, as many shares fit on a worker as it has cores
-        self._share = {"memory": memory * UNKNOWN / (UNKNOWN + 1), "disk": disk}
+        share = {"memory": memory * UNKNOWN / (UNKNOWN + 1), "disk": disk}
         largest = Largest(
             max((w.millicores for w in present), default=0), max((w.memory for w in present), default=0),
             max((w.disk for w in present), default=0), max((len(w.devices) for w in present), default=0),
         )
-        changed, self.largest = largest != self.largest, largest
+        whole = {
+            "memory": min((w.memory for w in present if w.memory >= ALIKE * largest.memory), default=0),
+            "disk": min((w.disk for w in present if w.disk), default=0),
+        }
+        changed = (largest, share, whole) != (self.largest, self._share, self._whole)
+        self.largest, self._share, self._whole = largest, share, whole
         return changed
 
     def allocation(self, task: Task) -> Resources:
@@ -136,8 +143,8 @@ class Sizes:
             share = hint  # who says what to expect gets that, and not what strangers took
         sizer = self._strategies.of(resource, category.name, asked.strategy)
         size = sizer.predict(category.name, input_bytes, hint, cap, share=share)
-        if not math.isfinite(size):
-            size = cap
+        if not size < cap:
+            return self._whole[resource]  # the very largest worker is not meant: others are as good
         if size == share:
             return max(1, int(size // GRAIN) * GRAIN or int(size))  # as many as there are cores, and no byte more
         return min(cap, max(LEAST, _whole(size)))
