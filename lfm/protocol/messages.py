@@ -330,10 +330,14 @@ class EnvironmentReady(Record, frozen=True):
 
 
 class EnvironmentUnusable(Record, frozen=True):
-    """This worker cannot use the environment (glibc too old, disk full, corrupt); its calls must go elsewhere."""
+    """This worker cannot use the environment (glibc too old, disk full, corrupt); its calls must go elsewhere.
+
+    ``passing``: it may be able to later.
+    """
 
     digest: Digest
     reason: str
+    passing: bool = False
 
 
 class SeekBlob(Record, frozen=True):

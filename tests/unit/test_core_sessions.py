@@ -68,6 +68,7 @@ def test_a_named_session_is_found_again_by_another_client_with_all_its_calls() -
     desk.worker()
     for task in ("a-1", "a-2"):
         desk.submit(task)
+        desk.do(e.WorkerSaid(WORKER, m.CallStarted(TaskId(task), 1)))
     desk.end("a-1", Returned(Inline(b"1")))
     desk.do(e.PeerLost(A, "its process ended", sure=True))
     desk.now += 6 * DAY

@@ -242,7 +242,7 @@ class TestTrouble:
         core.handle(e.Fetched(ENV.digest, ENV.size), 1.0)
         assert core.handle(e.PrepareFailed(ENV_ITEM, "disk full", "full"), 1.0) == [c.Drop(old), c.Prepare(ENV_ITEM)]
         commands = core.handle(e.PrepareFailed(ENV_ITEM, "disk full", "full"), 1.0)
-        told = c.Tell(m.EnvironmentUnusable(ENV.digest, "disk full"))
+        told = c.Tell(m.EnvironmentUnusable(ENV.digest, "disk full", passing=True))
         assert commands == [c.Drop(Item("blob", ENV.digest)), told, lost(1, "disk full")]
 
     def test_arguments_that_cannot_be_had_cost_only_their_call(self) -> None:

@@ -315,7 +315,6 @@ class Calls:
         worker.stuck = False
         worker.ended += 1
         self._record(task, placed, worker, ended.outcome, ended.usage, now)
-        worker.failures_in_a_row = worker.failures_in_a_row + 1 if isinstance(ended.outcome, Lost) else 0
         if not task.wanted and self._repeats(task, placed, ended, now):
             if (blob := result_blob(ended.outcome)) is not None:
                 self._out.append(TellWorker(worker.peer, m.ForgetBlob(blob.digest)))
@@ -332,8 +331,9 @@ class Calls:
             case Lost(reason, started):
                 if started:
                     category.lost += 1
-                    tries.lost += 1
+                    self._suspect(task)
                 else:
+                    tries.refused_at = tries.refused_at or now
                     tries.refused += 1
                 self._again_or_lost(task, reason, now)
                 return True
@@ -378,8 +378,27 @@ class Calls:
 
     def _again_or_lost(self, task: Task, reason: str, now: float) -> None:
         tries, policy = task.tries, self._policy
-        if tries.lost >= policy.lost_max or tries.refused >= policy.refused_max:
-            self._finish(task, Impossible("lost", f"lost {tries.lost + tries.refused} times, at last: {reason}"), now)
+        refused_long = tries.refused > policy.refused_max / 2 and now - tries.refused_at > policy.refused_s
+        if tries.lost >= policy.lost_max:
+            self._finish(task, Impossible("lost", f"lost {tries.lost} times while it ran, at last: {reason}"), now)
+        elif tries.refused >= policy.refused_max or refused_long:
+            text = f"workers handed it back {tries.refused} times before it began, at last: {reason}"
+            self._finish(task, Impossible("lost", text), now)
+        else:
+            self._await(task, now)
+
+    def _suspect(self, task: Task) -> None:
+        """It was lost while it ran.  When that happens again it runs alone: it is at fault, or its neighbours were."""
+        task.tries.lost += 1
+        task.alone = task.alone or task.tries.lost >= self._policy.deaths_before_alone
+
+    def take_back(self, task: Task, placed: Placed, reason: str, now: float) -> None:
+        """Its worker does not begin it: it is given to another."""
+        worker = self._let_go(task, placed)
+        self._record(task, placed, worker, Lost(reason, started=False), None, now)
+        self._out.append(TellWorker(worker.peer, m.KillCall(task.id, placed.attempt)))
+        if task.wanted:
+            self._finish(task, Killed() if task.wanted == "kill" else Cancelled(), now)
         else:
             self._await(task, now)
 
@@ -390,14 +409,14 @@ class Calls:
         if task.wanted:
             self._finish(task, Killed() if task.wanted == "kill" else Cancelled(), now)
             return
-        if charged and placed.started is not None:
+        if charged and (placed.started is not None or _may_have_begun(task, placed, worker)):
             task.category.lost += 1
             task.tries.deaths += 1
             if task.alone:
                 text = f"{task.tries.deaths} workers died while it ran, the last one while it ran alone ({reason})"
                 self._finish(task, Impossible("lost", text), now)
                 return
-            task.alone = task.tries.deaths >= self._policy.deaths_before_alone
+            task.alone = task.alone or task.tries.deaths >= self._policy.deaths_before_alone
         self._await(task, now)
 
     def drifted(self, task: Task, now: float) -> None:
@@ -559,6 +578,12 @@ class Calls:
     def _tell(self, task: Task, message: m.Started | m.Finished | m.Notice) -> None:
         if task.session.peer is not None:
             self._out.append(TellClient(task.session.peer, message))
+
+
+def _may_have_begun(task: Task, placed: Placed, worker: Worker) -> bool:
+    """Whether a call that killed its worker may not have had the time to say that it began."""
+    built = task.function.environment.state
+    return not placed.ahead and isinstance(built, Built) and built.tarball.digest in worker.unpacked
 
 
 def result_blob(outcome: Outcome) -> Blob | None:

@@ -5,15 +5,18 @@ Owns the register of workers.  News of an attempt that is not the present one is
 
 from __future__ import annotations
 
+import math
 from typing import assert_never
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import PeerId
 from lfm.protocol.outcomes import Lost
+from lfm.protocol.resources import format_duration
 from lfm_manager.core import events as e
 from lfm_manager.core.blobs import Blobs
 from lfm_manager.core.calls import Calls, result_blob
 from lfm_manager.core.commands import Command, TellWorker
+from lfm_manager.core.conduct import Conduct
 from lfm_manager.core.environments import Environments
 from lfm_manager.core.policy import Policy
 from lfm_manager.core.schedule import Scheduler
@@ -21,6 +24,8 @@ from lfm_manager.core.sizes import Sizes
 from lfm_manager.core.spread import Spread
 from lfm_manager.core.tasks import Adrift, Collecting, Placed, Ready, Task
 from lfm_manager.core.workers import Worker
+
+ASIDE = "set aside"
 
 
 class Crew:
@@ -33,6 +38,8 @@ class Crew:
         self.recovery_ends: float | None = None
         self.changed = False  # what the workers offer together, since it was last looked at
         self.alerts: list[str] = []  # for whoever tells people
+        self._conduct = Conduct(policy)
+        self._look_at = -math.inf  # when to see whether workers begin what they were given
         self._policy = policy
         self._calls, self._scheduler, self._sizes = calls, scheduler, sizes
         self._blobs, self._spread, self._environments, self._out = blobs, spread, environments, out
@@ -42,6 +49,8 @@ class Crew:
     def join(self, peer: PeerId, hello: m.WorkerHello, now: float) -> None:
         worker = self.workers[peer] = Worker(peer, hello, now)
         worker.environments.update(hello.environments)
+        worker.unpacked.update(hello.environments)
+        worker.record.moved = now
         worker.offer(hello.offer, now)
         self._environments.meet(worker)
         for running in hello.running:
@@ -85,10 +94,56 @@ class Crew:
         """It takes no more."""
         if tell:
             self._out.append(TellWorker(worker.peer, m.Drain(reason)))
-        if not worker.draining:
+        present, worker.record.until = not worker.draining, None
+        if not worker.draining or worker.draining.startswith(ASIDE):
             worker.draining = reason
+        if present:
             self._scheduler.gone(worker)
             self._count()
+
+    def _set_aside(self, worker: Worker, why: str, now: float) -> None:
+        """It takes no more for a while."""
+        if worker.draining:
+            return
+        self.drain(worker, "", tell=False)
+        worker.draining = f"{ASIDE} for {format_duration(self._conduct.pause(worker.record, now))}: {why}"
+        self._scheduler.gone(worker)
+        self._count()
+        self.alerts.append(f"worker {worker.name} is {worker.draining}")
+
+    def tick(self, now: float) -> None:
+        """Try again what was set aside for long enough, and see whether all that was given away is begun."""
+        for worker in list(self.workers.values()):
+            if (until := worker.record.until) is not None and until <= now:
+                worker.draining, worker.record.until = "", None
+                self._count()
+                self._scheduler.room(worker)
+            for digest in [d for d, at in worker.again.items() if at <= now]:
+                del worker.again[digest], worker.unusable[digest]
+                self._scheduler.room(worker)
+        if now >= self._look_at:
+            self._look_at = now + self._policy.stall / 4
+            for worker in list(self.workers.values()):
+                self._look_after(worker, now)
+
+    def deadline(self) -> float | None:
+        """When ``tick`` is due."""
+        times = [w.record.until for w in self.workers.values() if w.record.until is not None]
+        times += [at for w in self.workers.values() for at in w.again.values()]
+        if any(w.running for w in self.workers.values()):
+            times.append(max(self._look_at, 0.0))
+        return min(times, default=None)
+
+    def _look_after(self, worker: Worker, now: float) -> None:
+        """Take back what a worker accepted and does not begin."""
+        placed = [(t, t.state) for t in map(self._calls.tasks.__getitem__, worker.running) if isinstance(t.state, Placed)]
+        stuck = [(t, s) for t, s in placed if s.started is None and self._conduct.is_stuck(worker.record, s.since, now)]
+        if stuck:
+            since = format_duration(now - max(worker.record.moved, min(s.since for _, s in stuck)))
+            if not any(state.started for _, state in placed):  # else they wait for what runs
+                self._set_aside(worker, f"it has not begun any of {len(stuck)} calls for {since}", now)
+            for task, state in stuck:
+                self._calls.take_back(task, state, f"{worker.name} did not begin it", now)
 
     def _count(self) -> None:
         self.changed = True
@@ -112,12 +167,15 @@ class Crew:
         message = event.message
         match message:
             case m.CallStarted():
+                worker.record.moved = now
                 if (task := self._present(worker, message)) is not None:
                     self._calls.started(task, _placed(task), now)
             case m.CallEnded():
                 if (task := self._present(worker, message)) is not None:
+                    handed_back = _placed(task).ahead and isinstance(message.outcome, Lost) and not message.outcome.started
                     self._calls.ended(task, _placed(task), message, now)
-                    self._judge(worker, message)
+                    if not (handed_back or task.wanted or worker.draining):
+                        self._judge(worker, task, message, now)
                 elif (blob := result_blob(message.outcome)) is not None and not self._collects(worker, message):
                     self._out.append(TellWorker(worker.peer, m.ForgetBlob(blob.digest)))
             case m.LimitRaised():
@@ -126,10 +184,11 @@ class Crew:
                     self._scheduler.room(worker)
             case m.EnvironmentReady(digest):
                 worker.environments.add(digest)
-            case m.EnvironmentUnusable(digest, reason):
-                worker.unusable[digest] = reason
-                worker.environments.discard(digest)
-                self._scheduler.refused(digest)
+                worker.unpacked.add(digest)
+                worker.failures.pop(digest, None)
+                worker.record.moved = now
+            case m.EnvironmentUnusable():
+                self._cannot_use(worker, message, now)
             case m.OfferChanged(offer, draining):
                 worker.offer(offer, now)
                 if draining:
@@ -145,12 +204,21 @@ class Crew:
             case _:
                 assert_never(message)
 
-    def _judge(self, worker: Worker, ended: m.CallEnded) -> None:
-        """A worker that only loses or refuses calls is set aside."""
-        in_a_row = worker.failures_in_a_row
-        if in_a_row >= self._policy.failures_before_aside and isinstance(ended.outcome, Lost) and not worker.draining:
-            self.drain(worker, f"set aside: {in_a_row} calls in a row came to nothing, at last: {ended.outcome.reason}", tell=False)
-            self.alerts.append(f"worker {worker.name} is {worker.draining}")
+    def _cannot_use(self, worker: Worker, said: m.EnvironmentUnusable, now: float) -> None:
+        """Not now, or never: what fails for a reason that may pass is tried again, a few times."""
+        digest = said.digest
+        worker.unusable[digest] = said.reason
+        worker.environments.discard(digest)
+        worker.unpacked.discard(digest)
+        worker.again.pop(digest, None)
+        times = worker.failures[digest] = worker.failures.get(digest, 0) + 1
+        if said.passing and times < self._policy.unusable_times:
+            worker.again[digest] = now + self._policy.aside * 2.0 ** (times - 1)
+        self._scheduler.refused(digest)
+
+    def _judge(self, worker: Worker, task: Task, ended: m.CallEnded, now: float) -> None:
+        if why := self._conduct.ended(worker.record, task.category.name, ended.outcome, now):
+            self._set_aside(worker, why, now)
 
     def _present(self, worker: Worker, news: m.CallStarted | m.CallEnded | m.LimitRaised) -> Task | None:
         """The call of that news, if it is about its present attempt."""

@@ -98,6 +98,7 @@ class ManagerCore:
             case e.Ticked():
                 self.clients.expire(now)
                 self.crew.recover(now)
+                self.crew.tick(now)
                 self.spread.tick(now)
             case _:
                 assert_never(event)
@@ -111,7 +112,7 @@ class ManagerCore:
     def deadline(self) -> float | None:
         """When a Ticked is due, if nothing happens before."""
         times = (
-            self.clients.deadline(), self.crew.recovery_ends, self.scheduler.deadline(), self.spread.deadline(),
+            self.clients.deadline(), self.crew.recovery_ends, self.crew.deadline(), self.scheduler.deadline(), self.spread.deadline(),
         )
         return min((t for t in times if t is not None), default=None)
 
@@ -181,7 +182,7 @@ class ManagerCore:
     def _warn(self, queue: Queue, now: float) -> None:
         """A head is larger than any worker: say so once; if none can use its environment, that is final."""
         demand = self.scheduler.demand(queue)
-        reasons = {w.unusable.get(demand.digest) for w in self.workers.values()}
+        reasons = {None if demand.digest in w.again else w.unusable.get(demand.digest) for w in self.workers.values()}
         if None not in reasons:
             text = f"no worker can use its environment: {next(iter(reasons))}"
             for task in list(queue.tasks.values()):

@@ -127,6 +127,7 @@ class Tries:
     lost: int = 0  # its node, template or monitor went away after it had begun
     deaths: int = 0  # its worker died under it, without a goodbye
     refused: int = 0  # handed back before it had begun
+    refused_at: float = 0.0  # when that first happened
     raised: int = 0  # its own exceptions and crashes
     memory: int = 0  # automatic allocations that were too small
     disk: int = 0

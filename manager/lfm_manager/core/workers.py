@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from lfm.protocol.ids import Digest, FunctionId, PeerId, TaskId
 from lfm.protocol.messages import WorkerHello
 from lfm.protocol.resources import Resources
+from lfm_manager.core.conduct import Record
 
 
 def millicores(cores: float) -> int:
@@ -50,11 +51,14 @@ class Worker:
     collecting: dict[TaskId, None] = field(default_factory=dict)  # results that it keeps and that are asked for
     exclusive: bool = False  # a call that must be alone runs on it
     environments: set[Digest] = field(default_factory=set)  # unpacked, or told to
+    unpacked: set[Digest] = field(default_factory=set)  # of these it has said that they are ready
     unusable: dict[Digest, str] = field(default_factory=dict)
+    again: dict[Digest, float] = field(default_factory=dict)  # when to try one of these once more
+    failures: dict[Digest, int] = field(default_factory=dict)  # how often that was in vain
     functions: set[FunctionId] = field(default_factory=set)
-    draining: str = ""  # why it takes no more
+    draining: str = ""  # why it takes no more, for now or for good
+    record: Record = field(default_factory=Record)
     stuck: bool = False  # it handed back a call that was sent ahead, and none has ended since
-    failures_in_a_row: int = 0
     ended: int = 0
 
     @property

@@ -224,24 +224,28 @@ class WorkerCore:
         if cause == "corrupt" and item.kind != "blob":
             self._drop(Item("blob", item.digest))
         if not again:  # else _advance asks for it
-            self._give_up(item, reason)
+            self._give_up(item, reason, passing=cause == "full")
 
-    def _give_up(self, item: Item, reason: str) -> None:
+    def _give_up(self, item: Item, reason: str, passing: bool) -> None:
         """Everything that waits for the item cannot run here."""
         if item.kind != "blob" and (archive := Item("blob", item.digest)) in self.stock.ready:
             self._drop(archive)  # of no use to anybody
         victims = [n for n, call in self.calls.items() if isinstance(call.state, Waiting) and call.wants(item)]
         broken = {self.calls[n].environment for n in victims} & {item.digest}
         for digest in broken:
-            self._condemn(digest, reason)
+            self._condemn(digest, reason, passing)
         for number in victims:
             if number in self.calls:
                 self._end(number, Lost(reason, started=False))
 
-    def _condemn(self, environment: Digest, reason: str) -> None:
-        """The environment cannot be used here: say so, and hand its calls back."""
-        self._unusable[environment] = reason
-        self._tell(m.EnvironmentUnusable(environment, reason))
+    def _condemn(self, environment: Digest, reason: str, passing: bool = False) -> None:
+        """The environment cannot be used here: say so, and hand its calls back.
+
+        If that may pass, the manager knows when to try again.
+        """
+        if not passing:
+            self._unusable[environment] = reason
+        self._tell(m.EnvironmentUnusable(environment, reason, passing))
         for number, call in list(self.calls.items()):
             if call.environment == environment and isinstance(call.state, Waiting):
                 self._end(number, Lost(reason, started=False))
