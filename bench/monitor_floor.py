@@ -3,7 +3,7 @@
     python bench/monitor_floor.py [--modules bare numpy pandas] [--rounds 15] [--calls 100] [--json]
 
 The floor forks, pickles a result through a pipe and waits.  Ours is everything: the daemon's loop, the monitor,
-the forker and the call's process; sandbox made and removed, output captured, usage measured, limits set,
+the forker and the call's process; sandbox given and found empty, output captured, usage measured, limits set,
 emptiness proved.  Rounds of both alternate in one run; the ratio is the median over rounds.
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 
 from lfm.monitor import host, payload, wire
 
+LIKELY = {"LFM_TASK": "", "LFM_ATTEMPT": "1", "LFM_CORES": "1", "LFM_MEMORY": "0"}  # as the worker has it
 IMPORTS: dict[str, tuple[str, ...]] = {"bare": (), "numpy": ("numpy",), "pandas": ("pandas",)}
 TICK = os.sysconf("SC_CLK_TCK")
 _FLOOR = """
@@ -83,7 +84,9 @@ class Floor:
 class Ours:
     def __init__(self, python: str, folder: Path, runtime: Path, modules: tuple[str, ...], **how: Any) -> None:
         self._folder = folder
-        self._host = host.Host(python, runtime, modules, **how)
+        sandboxes = folder / "sandboxes"
+        sandboxes.mkdir()
+        self._host = host.Host(python, runtime, modules, sandboxes=sandboxes, environ=LIKELY, **how)
         self._code = folder / "code"
         self._code.write_bytes(b"".join(payload.pack(max)))
         self._arguments = b"".join(payload.pack(((1, 2), {})))
@@ -95,10 +98,9 @@ class Ours:
 
     def one(self) -> None:
         self._next += 1
-        sandbox = f"{self._folder}/s{self._next}"
-        environ = {b"LFM_TASK": b"%d" % self._next, b"LFM_ATTEMPT": b"1", b"LFM_CORES": b"1", b"OMP_NUM_THREADS": b"1"}
+        environ = {b"LFM_TASK": b"%d" % self._next, b"LFM_ATTEMPT": b"1", b"LFM_CORES": b"1", b"LFM_MEMORY": b"1073741824"}
         work = wire.Work(
-            self._next, str(self._code), self._arguments, f"{self._folder}/r{self._next}", sandbox, environ=environ
+            self._next, str(self._code), self._arguments, f"{self._folder}/r{self._next}", environ=environ
         )
         running = self._host
         running.start(work, wire.Limits(memory=1 << 30, wall_time=60.0))

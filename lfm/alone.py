@@ -63,7 +63,9 @@ class _Bench:
     def __init__(self) -> None:
         self.owner = os.getpid()
         self.folder = Path(tempfile.mkdtemp(prefix="lfm-monitored-"))
-        self.host = host.Host(sys.executable, host.install_runtime(self.folder / "runtime"))
+        sandboxes = self.folder / "sandboxes"
+        sandboxes.mkdir()
+        self.host = host.Host(sys.executable, host.install_runtime(self.folder / "runtime"), sandboxes=sandboxes)
         self.calls = 0
         atexit.register(self.close)
 
@@ -74,7 +76,6 @@ class _Bench:
 
         self.calls += 1
         folder = self.folder / str(self.calls)
-        sandbox = folder / "sandbox"
         folder.mkdir()
         code, arguments, result = folder / "code", folder / "arguments", self.folder / f"{self.calls}.result"
         try:
@@ -85,7 +86,6 @@ class _Bench:
                 str(code),
                 str(arguments),
                 str(result),
-                str(sandbox),
                 paths=tuple(path or str(Path.cwd()) for path in sys.path),
                 environ=dict(os.environb),
             )

@@ -103,6 +103,7 @@ def rehearse(bare: bool, times: int = 64) -> None:
     What the interpreter learns on the way (specialised bytecode, attribute caches, linked symbols) it writes into
     pages that each call's process would otherwise have to copy for itself.
     """
+    task = os.environ.get("LFM_TASK")
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     code, shared, buffer = os.memfd_create("rehearsal"), mmap.mmap(-1, mmap.PAGESIZE), bytearray(wire.DATAGRAM)
     path: native.Path = native.Plain(shared, its.fileno(), buffer)
@@ -118,7 +119,10 @@ def rehearse(bare: bool, times: int = 64) -> None:
         ours.send(wire.work(work))
         # in place of the answer, which would end this process, something of its kind
         serve(receive, measure, callable, its.fileno(), shared, buffer, (file, max) if turn % 2 else None)
-    change((b"LFM_TASK", b""))
+    if task is None:
+        del os.environ["LFM_TASK"]
+    else:
+        change((b"LFM_TASK", os.fsencode(task)))
     gc.disable()
     os.close(code)
     ours.close()

@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lfm.monitor import capture, sandbox, template, wire
+from lfm.monitor import sandbox, template, wire
+from lfm.monitor.seat import Job, Key, Seat
 
 WATCH_AFTER = 0.010  # seconds that a call runs before its monitor is woken to watch it
 IDLE_OTHERS = 8  # idle slots with other functions loaded; the longest idle goes for a new one
@@ -67,72 +68,6 @@ class Gone(NamedTuple):
 News = Began | Over | Near | Gone
 
 
-class Job(NamedTuple):
-    """A call as its slot holds it."""
-
-    work: wire.Work
-    limits: wire.Limits
-    fds: tuple[int, ...] = ()
-    owned: sandbox.Owned | None = None  # what is removed at its end; a command's directory is its user's
-
-
-Key = tuple[str, str | None]  # a function: the file of its code, its overlay
-
-
-class _Slot:
-    """One monitor, as seen from here."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.control, self.its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.channel, self.its_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control.setblocking(False)
-        self.channel.setblocking(False)
-        self.files = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr", "fault")]
-        self.ready = False
-        self.pid = 0
-        self.job: Job | None = None
-        self.began = 0.0
-        self.watched = False
-        self.over: Over | None = None  # waits for its sandbox to be removed
-        self.idle_since = 0.0
-        self.key: Key | None = None  # of the function that its forker has loaded, or will have before its next call
-
-    def offer(self, to: socket.socket) -> None:
-        fds = [self.its_control.fileno(), self.its_channel.fileno(), *self.files]
-        socket.send_fds(to, [template.SLOT.pack(template.NEW, self.number)], fds)
-        self.its_control.close()
-        self.its_channel.close()
-
-    def output(self, *since: int) -> list[tuple[int, bytes]]:
-        """Live: what the captures hold now from these positions on."""
-        return [capture.since(file, position) for file, position in zip(self.files, since, strict=False)]
-
-    def printed(self) -> tuple[bytes, bytes]:
-        """What a call had printed whose monitor is gone."""
-        out, err = (capture.read(file, os.lseek(file, 0, os.SEEK_CUR)) for file in self.files[:2])
-        return out, err
-
-    def take_output(self, report: wire.Report) -> tuple[bytes, bytes, bytes]:
-        """All that an ended call has printed, and its dump if it crashed; the files are empty afterwards."""
-        sizes = (report.stdout, report.stderr, report.fault)
-        out, err = (capture.read(file, size) if size else b"" for file, size in zip(self.files, sizes[:2], strict=False))
-        fault = os.pread(self.files[2], 16384, 0) if report.fault else b""
-        for file, size in zip(self.files, sizes, strict=True):
-            if size:
-                os.ftruncate(file, 0)
-        if fault:
-            os.lseek(self.files[2], 0, os.SEEK_SET)  # where the next dump is written
-        return out, err, fault
-
-    def close(self) -> None:
-        for end in (self.control, self.channel, self.its_control, self.its_channel):
-            end.close()
-        for fd in self.files:
-            os.close(fd)
-        self.files = []
-
-
 class Host:
     """One template process and its slots."""
 
@@ -142,26 +77,29 @@ class Host:
         runtime: Path | str,
         preload: Sequence[str] = (),
         *,
+        sandboxes: Path | str = "",
         clone: bool = True,
         session: bool = True,
         namespace: bool = True,
         groups: bool = True,
         environ: dict[str, str] | None = None,
     ) -> None:
-        """``clone``, ``namespace``, ``groups``: whether to use them where they are possible (``told`` says what came of it).
+        """``sandboxes``: an existing folder, in which calls get their directories (commands need none).
+        ``clone``, ``namespace``, ``groups``: whether to use them where they are possible (``told`` says what came of it).
         ``session``: False leaves the calls in the starter's session and process group."""
         self._epoll = select.epoll()
-        self._slots: dict[int, _Slot] = {}
-        self._by_fd: dict[int, _Slot] = {}
-        self._idle: deque[_Slot] = deque()
-        self._running: dict[int, _Slot] = {}
-        self._young: deque[_Slot] = deque()  # began lately, not watched yet; oldest first
+        self._slots: dict[int, Seat] = {}
+        self._by_fd: dict[int, Seat] = {}
+        self._idle: deque[Seat] = deque()
+        self._running: dict[int, Seat] = {}
+        self._young: deque[Seat] = deque()  # began lately, not watched yet; oldest first
         self._closing: set[int] = set()  # slots that were told to go
         self._loaded: dict[Key, bool] = {}  # functions that a call has loaded well: True; that a forker could not: False
         self._next = 1
         self._news: list[News] = []
+        self._urgent = False  # whether some of it should be told now: that a call began can wait
         self._gone = ""
-        self._spares = sandbox.Spares()
+        self._sandboxes = str(sandboxes)
         self._buffer = bytearray(wire.DATAGRAM)
         self.told: dict[str, Any] = {}
         self._log = os.memfd_create("template-log", os.MFD_CLOEXEC)
@@ -206,17 +144,21 @@ class Host:
     def start(self, work: wire.Work, limits: wire.Limits = wire.Limits(), fds: Sequence[int] = ()) -> None:  # noqa: B008
         """Run it as soon as a slot is there; ``Began`` and ``Over`` will tell.
 
-        The sandbox is made here, and removed at the call's end; ValueError if something else is in its place than
-        an empty directory.  A command's directory is only its working directory, and is never removed.
+        A call's directory is its slot's, and is empty again at its end.  A command's directory is only its working
+        directory, and is never removed.
         """
-        owned = None if work.command else self._spares.take(work.sandbox)
-        job = Job(work, limits, tuple(fds), owned)
         if self._gone:
-            if owned is not None:
-                sandbox.remove(owned)
-            self._news.append(Over(work.id, None, None, self._gone))
+            self._say(Over(work.id, None, None, self._gone))
             return
-        self._dispatch(self._choose((work.code, work.overlay)), job)
+        seat = self._choose((work.code, work.overlay))
+        if not work.command:
+            try:
+                work = work._replace(sandbox=seat.box.take().path)
+            except OSError:
+                seat.idle_since = time.monotonic()
+                self._idle.append(seat)
+                raise
+        self._dispatch(seat, Job(work, limits, tuple(fds)))
 
     def kill(self, id: int) -> None:
         slot = self._running.get(id)
@@ -235,7 +177,7 @@ class Host:
         slot = self._running.get(id)
         return slot.output(stdout_from, stderr_from) if slot is not None else []
 
-    def _choose(self, key: Key) -> _Slot:
+    def _choose(self, key: Key) -> Seat:
         """An idle slot that has this function loaded, else one that has none, else a new one.
 
         Of equals the second that became idle last: its next process is surely made by now, while surplus slots
@@ -250,8 +192,8 @@ class Host:
         self._idle.remove(slot)
         return slot
 
-    def _new_slot(self) -> _Slot:
-        slot = _Slot(self._next)
+    def _new_slot(self) -> Seat:
+        slot = Seat(self._next, self._sandboxes)
         self._next += 1
         try:
             slot.offer(self._control)
@@ -262,7 +204,7 @@ class Host:
         self._epoll.register(slot.control, select.EPOLLIN)
         return slot
 
-    def _dispatch(self, slot: _Slot, job: Job) -> None:
+    def _dispatch(self, slot: Seat, job: Job) -> None:
         slot.job, slot.watched, slot.over = job, False, None
         self._running[job.work.id] = slot
         try:
@@ -275,7 +217,7 @@ class Host:
         if slot.ready:
             self._begin(slot)
 
-    def _begin(self, slot: _Slot) -> None:
+    def _begin(self, slot: Seat) -> None:
         assert slot.job is not None
         slot.began = time.monotonic()
         key = (slot.job.work.code, slot.job.work.overlay)
@@ -288,7 +230,11 @@ class Host:
         self._young.append(slot)
         self._news.append(Began(slot.job.work.id))
 
-    def _tell(self, slot: _Slot, data: bytes) -> None:
+    def _say(self, news: News) -> None:
+        self._news.append(news)
+        self._urgent = True
+
+    def _tell(self, slot: Seat, data: bytes) -> None:
         try:
             slot.control.send(data)
         except OSError:
@@ -298,7 +244,7 @@ class Host:
 
     def deadline(self) -> float | None:
         """When ``tick()`` is due (monotonic); None: not before something happens."""
-        if self._news:
+        if self._urgent:
             return 0.0
         while self._young and (self._young[0].job is None or self._young[0].watched):
             self._young.popleft()
@@ -328,7 +274,7 @@ class Host:
                 self._hear_template()
             elif (slot := self._by_fd.get(fd)) is not None:
                 self._hear_slot(slot)
-        news, self._news = self._news, []
+        news, self._news, self._urgent = self._news, [], False
         return news
 
     def _hear_template(self) -> None:
@@ -351,7 +297,7 @@ class Host:
                 if slot is not None:
                     self._drop(slot, f"its monitor died ({_how(status)})")
 
-    def _hear_slot(self, slot: _Slot) -> bool:
+    def _hear_slot(self, slot: Seat) -> bool:
         """Take one message of its monitor's; whether there was one."""
         try:
             data = slot.control.recv(4096)
@@ -374,12 +320,13 @@ class Host:
                 self._loaded[slot.key] = False
             slot.key = None
         elif kind == wire.NEAR:
-            self._news.append(Near(*wire.read_near(data)))
+            self._say(Near(*wire.read_near(data)))
         elif kind == wire.CLEANED and slot.over is not None:
+            slot.box.forget()
             self._finish(slot, slot.over._replace(disk=wire.read_simple(data)[0]))
         return bool(slot.files)
 
-    def _over(self, slot: _Slot, report: wire.Report) -> None:
+    def _over(self, slot: Seat, report: wire.Report) -> None:
         job = slot.job
         if job is None:  # an idle process ended; the monitor makes another
             return
@@ -394,22 +341,25 @@ class Host:
             lost = "" if report.verdict else "its process died before it began"
             self._drop(slot, lost, over)
             return
-        if job.owned is not None and not self._spares.keep(job.owned) and os.path.lexists(job.owned.path):
-            # something is in it: its monitor sees to that, so that a busy disk does not hold up the loop of whoever
-            # runs us
-            slot.over = over
-            self._tell(slot, wire.clean(job.owned))
-            return
+        if not job.work.command and not slot.box.untouched():
+            owned = slot.box.owned
+            if owned is not None and os.path.lexists(owned.path):
+                # something is in it: its monitor sees to that, so that a busy disk does not hold up the loop of
+                # whoever runs us
+                slot.over = over
+                self._tell(slot, wire.clean(owned))
+                return
+            slot.box.forget()
         self._finish(slot, over)
 
-    def _finish(self, slot: _Slot, over: Over) -> None:
+    def _finish(self, slot: Seat, over: Over) -> None:
         assert slot.job is not None and over.report is not None
         if over.report.status or over.report.flags & wire.STRAY:
             slot.key = None  # its forker was replaced
         elif over.result is not None and over.result.kind == wire.RETURNED:
             self._remember_loaded((slot.job.work.code, slot.job.work.overlay))
         self._running.pop(over.id, None)
-        self._news.append(over)
+        self._say(over)
         slot.job = slot.over = None
         slot.idle_since = time.monotonic()
         self._idle.append(slot)
@@ -420,7 +370,7 @@ class Host:
             if len(self._loaded) > FUNCTIONS:
                 del self._loaded[next(iter(self._loaded))]
 
-    def _result(self, slot: _Slot, id: int) -> wire.Result | None:
+    def _result(self, slot: Seat, id: int) -> wire.Result | None:
         """What the call itself sent: the first message that is one and names it."""
         found = None
         while True:
@@ -440,18 +390,18 @@ class Host:
 
     # -- ends
 
-    def _retire(self, slot: _Slot) -> None:
+    def _retire(self, slot: Seat) -> None:
         """Let a slot go; its monitor ends when its channel closes."""
         self._forget(slot)
 
-    def _forget(self, slot: _Slot) -> None:
+    def _forget(self, slot: Seat) -> None:
         self._slots.pop(slot.number, None)
         self._by_fd.pop(slot.control.fileno(), None)
         if slot in self._idle:
             self._idle.remove(slot)
         slot.close()
 
-    def _drop(self, slot: _Slot, lost: str, over: Over | None = None) -> None:
+    def _drop(self, slot: Seat, lost: str, over: Over | None = None) -> None:
         """A slot is of no more use; what ran in it is over."""
         job = slot.job
         if job is not None:
@@ -462,10 +412,10 @@ class Host:
                 over = Over(job.work.id, self._result(slot, job.work.id), None, lost, *slot.printed())
             elif lost and not started:
                 over = over._replace(lost=lost)
-            if job.owned is not None:
-                sandbox.remove(job.owned)
+            if slot.box.owned is not None:
+                sandbox.remove(slot.box.owned)
             self._running.pop(job.work.id, None)
-            self._news.append(over)
+            self._say(over)
             slot.job = None
         self._forget(slot)
 
@@ -487,7 +437,7 @@ class Host:
                 pass
             if slot.number in self._slots:
                 self._drop(slot, self._gone)
-        self._news.append(Gone(self._gone + ("\n" + log if log.strip() else "")))
+        self._say(Gone(self._gone + ("\n" + log if log.strip() else "")))
 
     def close(self, timeout: float = 5.0) -> None:
         """End the template and all that runs in it; returns when they are gone."""
@@ -495,8 +445,9 @@ class Host:
             return
         held: list[sandbox.Owned] = []
         for slot in list(self._slots.values()):
-            if slot.job is not None and slot.job.owned is not None:
-                held.append(slot.job.owned)
+            if slot.job is not None and slot.box.owned is not None:
+                held.append(slot.box.owned)
+                slot.box.forget()  # until nothing runs in it
             self._forget(slot)
         self._running.clear()
         self._control.close()
@@ -507,7 +458,6 @@ class Host:
             self._process.wait()
         for owned in held:  # only now that nothing runs in them
             sandbox.remove(owned)
-        self._spares.close()
         self._epoll.close()
         os.close(self._log)
         self._gone = self._gone or "closed"

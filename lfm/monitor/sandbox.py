@@ -6,6 +6,7 @@ enough to delete anything.  Nothing outside the directory is opened, changed or 
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from typing import NamedTuple
@@ -67,63 +68,57 @@ def remove(owned: Owned) -> int:
     return size
 
 
-class Spares:
-    """Directories that calls have left empty, for the next ones.
+class Box:
+    """The directory of a slot's calls: the same one for call after call, as long as each leaves it untouched.
 
-    A new one is not cheap: ext4 looks at every inode that was freed in the last seconds, which after some
-    hundred calls takes longer than the call.
+    Its time of change is set to 0, so that anything that is made in it or taken from it shows, however coarse the
+    clock; who sets it back changes another time, which nobody can set.
     """
 
-    MOST = 64
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self.owned: Owned | None = None
+        self._seal: tuple[int, ...] = ()
 
-    def __init__(self) -> None:
-        self._held: list[Owned] = []
+    def take(self) -> Owned:
+        """An empty directory, its own."""
+        if self.owned is None:
+            path = os.path.join(self._folder, str(next(_numbers)))
+            while os.path.lexists(path):  # of somebody before us
+                path = os.path.join(self._folder, str(next(_numbers)))
+            self.owned = make(path)
+            os.utime(path, ns=(0, 0))
+            self._seal = _seal(path)
+        return self.owned
 
-    def take(self, path: str) -> Owned:
-        """An empty directory of this name, as ``make`` gives it."""
-        while self._held and os.path.isabs(path) and not os.path.lexists(path):
-            spare = self._held.pop()
-            try:
-                os.rename(spare.path, path)
-            except OSError:  # it was on another file system, or is gone
-                _discard(spare)
-                continue
-            return spare._replace(path=path)
-        return make(path)
-
-    def keep(self, owned: Owned) -> bool:
-        """Put it aside if it is still the one that was given out, and empty; else it stays where it is."""
-        if len(self._held) >= self.MOST:
-            return False
+    def untouched(self) -> bool:
+        """Whether it is just as it was given out."""
         try:
-            fd = os.open(owned.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            return self.owned is not None and _seal(self.owned.path) == self._seal
         except OSError:
             return False
-        spare = owned._replace(path=f"{os.path.dirname(owned.path)}/.spare-{owned.inode}")
-        try:
-            seen = os.fstat(fd)
-            if (seen.st_dev, seen.st_ino) != (owned.device, owned.inode) or os.listdir(fd):
-                return False
-            if stat.S_IMODE(seen.st_mode) != stat.S_IRWXU:
-                os.fchmod(fd, stat.S_IRWXU)
-            os.rename(owned.path, spare.path)
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
-        self._held.append(spare)
-        return True
+
+    def forget(self) -> None:
+        """It has been removed, or is not to be used again."""
+        self.owned = None
 
     def close(self) -> None:
-        while self._held:
-            _discard(self._held.pop())
+        if self.owned is not None:
+            try:
+                os.rmdir(self.owned.path)  # which takes nothing but an empty directory
+            except OSError:
+                pass
+            self.owned = None
 
 
-def _discard(spare: Owned) -> None:
-    try:
-        os.rmdir(spare.path)  # which takes nothing but an empty directory
-    except OSError:
-        pass
+_numbers = itertools.count(1)
+
+
+def _seal(path: str) -> tuple[int, ...]:
+    seen = os.lstat(path)
+    return (
+        seen.st_dev, seen.st_ino, seen.st_mode, seen.st_uid, seen.st_gid, seen.st_mtime_ns, seen.st_ctime_ns
+    )  # fmt: skip
 
 
 def _open_same(owned: Owned) -> int:

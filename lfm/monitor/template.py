@@ -24,8 +24,6 @@ from lfm.monitor.slot import SIGNALS, Monitor
 
 SLOT = struct.Struct("<BI")
 NEW, GONE, READY = 1, 2, 3
-# what calls are given, as most of them are: changing a variable costs more than finding it as it should be
-_LIKELY = {"LFM_TASK": "", "LFM_ATTEMPT": "1", "LFM_CORES": "1"}
 FDS = 5  # control, channel, stdout, stderr, fault
 
 
@@ -48,8 +46,6 @@ def main(control_fd: int, settings: str) -> NoReturn:
     single = linux.threads() == 1
     config["clone"] = bool(config["clone"] and single and native.possible())
     config["namespace"] = bool(config["clone"] and config["namespace"] and contain.namespaces_work())
-    for name, text in _LIKELY.items():
-        os.environ.setdefault(name, text)
     variables.keep()
     call.rehearse(config["clone"])
     gc.collect()

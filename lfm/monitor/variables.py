@@ -10,7 +10,7 @@ import ctypes
 import os
 
 NAMES = (
-    "LFM_TASK", "LFM_ATTEMPT", "LFM_CORES",
+    "LFM_TASK", "LFM_ATTEMPT", "LFM_CORES", "LFM_MEMORY",
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
 ROOM = 128  # bytes of one variable: name, equals sign, text, and the zero at its end

@@ -58,7 +58,7 @@ class Work(NamedTuple):
     code: str
     arguments: bytes | str  # a payload, or the file it lies in
     result: str
-    sandbox: str  # made for it, removed at its end; of a command: whose size is watched, and no more
+    sandbox: str = ""  # its slot's, filled in by the host; of a command: whose size is watched, and no more
     environ: dict[bytes, bytes] = {}  # noqa: RUF012 (nobody writes to it)
     cpus: tuple[int, ...] | None = None
     overlay: str | None = None  # from here on: what most calls do not have

@@ -39,10 +39,13 @@ def call(beat, namespace):
         time.sleep(0.01)
 
 folder, namespace = Path(sys.argv[1]), sys.argv[2] == "namespace"
-running = host.Host(sys.executable, host.install_runtime(folder / "runtime"), namespace=namespace)
+(folder / "sandboxes").mkdir()
+running = host.Host(
+    sys.executable, host.install_runtime(folder / "runtime"), sandboxes=folder / "sandboxes", namespace=namespace
+)
 (folder / "code").write_bytes(b"".join(payload.pack(call, cloudpickle.dumps)))
 arguments = b"".join(payload.pack(((str(folder / "beat"), namespace), {})))
-running.start(wire.Work(1, str(folder / "code"), arguments, "", str(folder / "sandbox")))
+running.start(wire.Work(1, str(folder / "code"), arguments, ""))
 poll = select.poll()
 poll.register(running.fileno(), select.POLLIN)
 said = False

@@ -25,14 +25,17 @@ from pathlib import Path
 from lfm.monitor import host, payload, wire
 
 folder = Path(sys.argv[1])
-running = host.Host(sys.executable, host.install_runtime(folder / "runtime"), namespace=sys.argv[2] == "namespace")
+(folder / "sandboxes").mkdir()
+running = host.Host(
+    sys.executable, host.install_runtime(folder / "runtime"), sandboxes=folder / "sandboxes", namespace=sys.argv[2] == "namespace"
+)
 (folder / "code").write_bytes(b"".join(payload.pack(os.system)))
 poll = select.poll()
 poll.register(running.fileno(), select.POLLIN)
 
 def run(number, command, **limits):
     arguments = b"".join(payload.pack(((command,), {})))
-    work = wire.Work(number, str(folder / "code"), arguments, "", str(folder / f"s{number}"))
+    work = wire.Work(number, str(folder / "code"), arguments, "")
     running.start(work, wire.Limits(**limits))
     end = time.monotonic() + 50
     while time.monotonic() < end:

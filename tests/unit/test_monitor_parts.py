@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from lfm.ending import outcome_of
 from lfm.monitor import capture, host, page, sandbox, wire
 from lfm.protocol.outcomes import Blob, Crashed, Exhausted, Inline, Killed, Lost, Raised, Returned
 
+COARSE = 5  # CLOCK_REALTIME_COARSE: the clock of files' times
 NOTHING = wire.Report(*[0] * len(wire.Report._fields))
 
 
@@ -131,24 +133,32 @@ def test_another_directory_in_its_place_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "other" / "mine").exists()
 
 
-def test_a_sandbox_left_empty_is_used_again_and_no_other(tmp_path: Path) -> None:
-    spares = sandbox.Spares()
-    first = spares.take(str(tmp_path / "1"))
-    (tmp_path / "1").chmod(0o755)
-    assert spares.keep(first) and not (tmp_path / "1").exists()
-    second = spares.take(str(tmp_path / "2"))
-    assert second.inode == first.inode
-    assert (tmp_path / "2").stat().st_mode & 0o777 == 0o700
-    (tmp_path / "2" / "file").touch()
-    assert not spares.keep(second) and (tmp_path / "2" / "file").exists()
-    (tmp_path / "2").rename(tmp_path / "moved")
-    (tmp_path / "2").mkdir()
-    assert not spares.keep(second) and (tmp_path / "2").exists()
-    third = spares.take(str(tmp_path / "3"))
-    assert spares.keep(third)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine").touch()
-    with pytest.raises(ValueError, match="must be empty"):
-        spares.take(str(tmp_path / "full"))
-    spares.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "full", "moved"]
+def test_a_directory_left_untouched_is_used_again_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "1").touch()
+    box = sandbox.Box(str(tmp_path))
+    first = box.take()
+    path = Path(first.path)
+    assert list(path.iterdir()) == [] and path.stat().st_mode & 0o777 == 0o700
+    assert box.untouched() and box.take() == first
+    box.close()
+    assert not path.exists() and (tmp_path / "1").exists()
+
+    def litter_and_hide(path: Path) -> None:
+        (path / "file").touch()
+        os.utime(path, ns=(0, 0))
+
+    def replace(path: Path) -> None:
+        path.rename(tmp_path / "moved")
+        path.mkdir()
+
+    seen = {first.path}
+    for change in (litter_and_hide, lambda path: (path / "file").touch(), lambda path: path.chmod(0o755), replace, Path.rmdir):
+        path = Path(box.take().path)
+        assert box.untouched() and str(path) not in seen
+        seen.add(str(path))
+        tick = time.clock_gettime(COARSE)
+        while time.clock_gettime(COARSE) == tick:
+            pass
+        change(path)
+        assert not box.untouched()
+        box.forget()

@@ -1,6 +1,6 @@
 """The warm interpreters of a worker and the calls in them: the core's commands to them, their reports to events.
 
-Every directory that a call gets is made here, below the worker's own, under a name that was never used.
+The directories that calls get lie below the worker's own.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class Interpreters:
         try:
             if self._runtime is None:
                 self._runtime = install_runtime(self._home / "runtime")
-            template = Template(python, runtime=self._runtime, preload=command.preload, slots=self._slots)
+            template = Template(
+                python, runtime=self._runtime, preload=command.preload, sandboxes=self._sandboxes, slots=self._slots
+            )
         except OSError as error:
             self._tell(e.TemplateEnded(command.template, f"cannot be started: {error}"))
             return
@@ -99,7 +101,7 @@ class Interpreters:
     def _as_call(self, command: c.StartCall) -> Call:
         return Call(
             id=command.call, name=command.name, code=self._code(command.code), arguments=self._payload(command.arguments),
-            result=self._result(command.call), sandbox=f"{self._sandboxes}/{command.call}",
+            result=self._result(command.call),
             overlay=self._overlay(command.overlay) if command.overlay else None,
             environ=command.environ, cpus=command.cpus, threads=command.threads, memory=command.memory, disk=command.disk,
             wall_time=command.wall_time, processes=command.processes, chunk=command.chunk, grow=command.grow,

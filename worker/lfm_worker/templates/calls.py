@@ -18,7 +18,6 @@ class Call:
     code: Path  # file holding the payload of the callable
     arguments: bytes | Path  # payload of (args, kwargs); with ``chunk`` of a list of these
     result: Path | str  # where a payload larger than INLINE_LIMIT is written
-    sandbox: Path | str  # its working directory; absent (or empty) when the call starts, is gone after its end
     overlay: Path | None = None  # unpacked; goes to the front of sys.path, its ``lib/`` to the end
     environ: dict[str, str] = field(default_factory=dict)  # added to the template's environment
     cpus: tuple[int, ...] | None = None  # affinity
@@ -39,7 +38,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The call is over and nothing of it is left: its processes are reaped, its sandbox is removed.
+    """The call is over and nothing of it is left: its processes are reaped, its directory is empty again.
 
     ``Returned(Blob(...))``: the value lies in ``Call.result``.
     """

@@ -16,6 +16,9 @@ from lfm.monitor.contain import probe as probe
 from lfm.monitor.host import install_runtime as install_runtime
 from lfm_worker.templates.calls import Call, Ended, NearLimit, Report, Started, TemplateLost
 
+# Calls' own variables, as most calls have them: to change a variable in place costs little, to add one much.
+LIKELY = {"LFM_TASK": "", "LFM_ATTEMPT": "1", "LFM_CORES": "1", "LFM_MEMORY": "0"}
+
 
 class Template:
     """One warm interpreter and the monitors of its calls.  Register ``fileno()`` with the poller (POLLIN); after
@@ -27,12 +30,13 @@ class Template:
         *,
         runtime: Path,
         preload: Sequence[str] = (),
+        sandboxes: Path,
         slots: int = 1,
         environ: dict[str, str] | None = None,
     ) -> None:
-        """``python``: the packed interpreter; ``runtime``: what ``install_runtime`` returned; ``slots``: calls at
-        a time that it should be ready for (more are possible)."""
-        self._host = host.Host(python, runtime, preload, environ=environ)
+        """``python``: the packed interpreter; ``runtime``: what ``install_runtime`` returned; ``sandboxes``: a folder in
+        which calls get their directories; ``slots``: calls at a time that it should be ready for (more are possible)."""
+        self._host = host.Host(python, runtime, preload, sandboxes=sandboxes, environ=LIKELY | (environ or {}))
         self._spilled: dict[int, Path] = {}
 
     @property
@@ -48,7 +52,7 @@ class Template:
         return self._host.fileno()
 
     def start(self, call: Call) -> None:
-        """Run it now; Started and Ended will tell.  ValueError if the sandbox is not an empty directory."""
+        """Run it now; Started and Ended will tell."""
         arguments: bytes | str = call.arguments if isinstance(call.arguments, bytes) else str(call.arguments)
         if isinstance(arguments, bytes) and len(arguments) > wire.INLINE_LIMIT:
             spilled = self._spilled[call.id] = Path(f"{call.result}.arguments")
@@ -59,7 +63,6 @@ class Template:
             code=str(call.code),
             arguments=arguments,
             result=str(call.result),
-            sandbox=str(call.sandbox),
             overlay=str(call.overlay) if call.overlay else None,
             environ={os.fsencode(name): os.fsencode(text) for name, text in call.environ.items()},
             cpus=call.cpus,
