@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+PEERS ?= $(PY)
 
 .PHONY: demo test check bench cluster clean
 
@@ -31,8 +32,8 @@ check: $(VENV)/.test  ## lint, types, import rules
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
-bench: $(VENV)/.test  ## speed, as ratios in one run
-	$(PY) bench/bench.py
+bench: $(VENV)/.test  ## speed, as ratios in one run; PEERS=PYTHON has parsl, distributed or ray installed
+	$(PY) bench/bench.py --peers $(PEERS)
 	$(PY) bench/environments.py
 
 clean:

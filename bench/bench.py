@@ -3,7 +3,7 @@
     python bench/bench.py            everything, a table; a few minutes
     python bench/bench.py --quick    fewer rounds
     python bench/bench.py --json     the same as JSON
-    python bench/bench.py --peers /path/to/python    the interpreter that has parsl or distributed installed
+    python bench/bench.py --peers /path/to/python    the interpreter that has parsl, distributed or ray installed
 
 Every contender is a process of its own with two slots.  Rounds of all contenders are interleaved, and medians of the
 rounds are reported.  CPU is user and system time of all processes of a contender: client, manager, worker, monitors,
@@ -31,7 +31,11 @@ import processes
 
 HERE = Path(__file__).resolve().parent
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-FUNCTIONS = {"bare": ("noop", "interpreter"), "numpy": ("noop_numpy", "interpreter_numpy")}
+FUNCTIONS = {
+    "bare": ("noop", "interpreter"),
+    "numpy": ("noop_numpy", "interpreter_numpy"),
+    "pandas": ("noop_pandas", "interpreter_pandas"),
+}
 
 
 class Absent(Exception):
@@ -223,7 +227,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     finally:
         lfm.close()
         pool.close()
-    for name in ("parsl", "dask"):
+    for name in ("parsl", "dask", "ray"):
         try:
             peer = Contender(name, options.peers)
         except Absent as reason:
@@ -271,7 +275,7 @@ def report(results: dict[str, Any]) -> str:
         "Speed of no-op calls, two slots",
         f"  {'':24}{'calls/s':>9}{'of lfm':>9}{'p50 ms':>9}{'p99 ms':>9}{'CPU ms':>9}",
     ]
-    names = {"lfm": "lfm", "pool": "ProcessPoolExecutor *", "parsl": "Parsl HTEX *", "dask": "Dask *"}
+    names = {"lfm": "lfm", "pool": "ProcessPoolExecutor *", "parsl": "Parsl HTEX *", "dask": "Dask *", "ray": "Ray *"}
     for name, row in results["speed"].items():
         lines.append(
             f"  {names[name]:24}{row['per_s']:9.0f}{row['per_s'] / results['speed']['lfm']['per_s']:8.2f}x"
@@ -300,7 +304,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=400, help="in a round")
     parser.add_argument("--idle", type=float, default=5.0, help="seconds to watch the idle processes")
-    parser.add_argument("--peers", default=sys.executable, help="an interpreter that has parsl or distributed")
+    parser.add_argument("--peers", default=sys.executable, help="an interpreter that has parsl, distributed or ray")
     options = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # users' interpreters keep what they compiled
     results = measure(options, lambda text: print(f"... {text}", file=sys.stderr, flush=True))

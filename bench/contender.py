@@ -114,12 +114,31 @@ def make_dask() -> Contender:
     return Futures(Impure(), close)
 
 
+def make_ray() -> Contender:
+    import ray
+
+    ray.init(num_cpus=SLOTS, include_dashboard=False, log_to_driver=False, logging_level="error")
+    tasks: dict[Any, Any] = {}
+
+    class Tasks:
+        def many(self, function: Callable[[int], Any], n: int) -> list[Any]:
+            if function not in tasks:
+                tasks[function] = ray.remote(function)
+            return list(ray.get([tasks[function].remote(x) for x in range(n)]))
+
+        def close(self) -> None:
+            ray.shutdown()
+
+    return Tasks()
+
+
 MAKE: dict[str, Callable[[], Contender]] = {
     "floor": Floor,
     "lfm": make_lfm,
     "pool": make_pool,
     "parsl": make_parsl,
     "dask": make_dask,
+    "ray": make_ray,
 }
 
 

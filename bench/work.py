@@ -14,6 +14,12 @@ def noop_numpy(x: int) -> int:
     return int(np.intp(x))
 
 
+def noop_pandas(x: int) -> int:
+    import pandas as pd
+
+    return int(pd.NA is not None) * x
+
+
 def interpreter(x: int) -> tuple[str, list[str]]:
     """Where a call runs: the interpreter, and the modules that it has loaded."""
     import sys
@@ -27,3 +33,11 @@ def interpreter_numpy(x: int) -> tuple[str, list[str]]:
     import numpy as np
 
     return sys.executable, sorted(sys.modules) if np else []
+
+
+def interpreter_pandas(x: int) -> tuple[str, list[str]]:
+    import sys
+
+    import pandas as pd
+
+    return sys.executable, sorted(sys.modules) if pd else []
