@@ -184,14 +184,16 @@ class MakeEnvironment(Record, frozen=True):
 
 
 class EnvironmentProgress(Record, frozen=True):
-    """How far an environment is.  ``total`` 0: unknown.  The last has stage "ready" or "failed".
+    """How far an environment is.  ``total`` 0: unknown.  What is made ends with "ready" or "failed".
 
-    Said by the manager to all clients, and to it by the client that makes the environment.
+    Said by the manager to all clients, and to it by the client that makes the environment.  Then, where it takes
+    long and to the clients that declared it: "send" and "unpack", in bytes of all workers that it is on its way to,
+    and "unpacked" when it is on none any more.
     """
 
     key: EnvironmentKey
     name: str
-    stage: str  # "build" | "pack" | "verify" | "upload" | "ready" | "failed"
+    stage: str  # "build" | "pack" | "verify" | "upload" | "ready" | "failed", then "send" | "unpack" | "unpacked"
     done: int
     total: int
     text: str = ""
@@ -329,6 +331,15 @@ class EnvironmentReady(Record, frozen=True):
     unpack_s: float
 
 
+class EnvironmentComing(Record, frozen=True):
+    """How far an environment is on its way to a worker, said now and then where that takes long."""
+
+    digest: Digest
+    stage: str  # "send" | "unpack"
+    done: int  # bytes of its tarball
+    total: int
+
+
 class EnvironmentUnusable(Record, frozen=True):
     """This worker cannot use the environment (glibc too old, disk full, corrupt); its calls must go elsewhere.
 
@@ -414,7 +425,7 @@ ToClient = (
     | BlobChunk | BlobMissing
 )
 FromWorker = (
-    CallStarted | CallEnded | LimitRaised | EnvironmentReady | EnvironmentUnusable | OfferChanged | WorkerLeaving
+    CallStarted | CallEnded | LimitRaised | EnvironmentReady | EnvironmentComing | EnvironmentUnusable | OfferChanged | WorkerLeaving
     | SeekBlob | BlobSought | OutputSoFar | FetchBlob | BlobChunk | BlobMissing
 )
 ToWorker = DefineFunction | Run | KillCall | Drain | ForgetBlob | BlobSource | AskOutput | FetchBlob | BlobChunk | BlobMissing

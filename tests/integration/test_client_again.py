@@ -120,4 +120,5 @@ def test_a_second_function_with_the_same_needs_is_not_sent_its_environment_again
         assert built <= 1 and size <= sent < 2 * size
         assert ex.submit(two, 3).result(PATIENCE) == 6
         built_2, sent_2 = state()
+        assert " built " in cluster.command("env", "list", "--run", str(cluster.run)).stdout
         assert built_2 == built and sent_2 - sent <= 1 << 20

@@ -34,6 +34,18 @@ def test_a_long_one_says_how_far_it_is(news, said, monkeypatch):
     assert "pack (3 of 10)" in said[-1]
 
 
+def test_its_way_to_workers(news, said, monkeypatch):
+    news.hear(told("unpacked"))  # it did not take long
+    assert said == []
+    for stage, done, text in (("send", 10, "sent to 2 workers"), ("send", 20, "sent to 2 workers"), ("unpack", 30, "unpacked on 2 workers")):
+        news.hear(EnvironmentProgress("key", "numpy (+1)", stage, done, 1000, text))
+    assert said == ["environment with numpy (+1): being sent to 2 workers, 1 % of 1.0 kB"]
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    news.hear(EnvironmentProgress("key", "numpy (+1)", "unpack", 500, 1000, "unpacked on 2 workers"))
+    news.hear(told("unpacked"))
+    assert said[1].endswith("being unpacked on 2 workers, 50 % of 1.0 kB") and "on its workers after" in said[2]
+
+
 def test_one_that_was_there_is_no_news(news, said):
     news.hear(told("ready"))
     assert said == []

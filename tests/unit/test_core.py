@@ -29,6 +29,8 @@ from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.policy import Policy
 from lfm_manager.core.tasks import EDGES, Adrift, Failed, IllegalTransition, Placed, Ready, State, Waiting
 from lfm_manager.core.workers import Demand, Worker
+from lfm_manager.shell import query
+from lfm_manager.shell.explain import explain
 from lfm_manager.sizing import make
 
 GB = 10**9
@@ -520,6 +522,40 @@ def test_nodes_too_old_for_the_environment_are_left_out() -> None:
     assert isinstance(finished.outcome, Impossible) and "glibc 2.31" in finished.outcome.reason
     desk.worker(W2)
     assert runs(desk.submit("b")) == [("b", 1, W2)]
+
+
+def test_clients_hear_how_far_an_environment_is_on_its_way_to_workers() -> None:
+    desk = Desk()
+    desk.client(OTHER, "another")  # which has nothing to do with it
+    desk.worker(W1)
+    desk.worker(W2)
+    desk.submit("s-1")
+
+    def told(stage: str, done: int = 0, total: int = 0, text: str = "") -> c.Command:
+        return c.TellClient(CLIENT, m.EnvironmentProgress(ENV, "numpy", stage, done, total, text))
+
+    def say(worker: PeerId, stage: str, done: int) -> list[c.Command]:
+        return desk.do(e.WorkerSaid(worker, m.EnvironmentComing(TARBALL, stage, done, 1000)))
+
+    assert say(W1, "send", 100) == [told("send", 100, 1000, "sent to 1 worker")]
+    assert say(W2, "send", 200) == []  # a moment ago they heard
+    assert "is being sent there: 100 B of 1.0 kB" in explain(desk.core, desk.core.calls.tasks[TaskId("s-1")], desk.now)
+    desk.now += 5
+    assert say(W2, "send", 300) == [told("send", 400, 2000, "sent to 2 workers")]
+    desk.now += 5
+    assert say(W1, "unpack", 500) == [told("send", 300, 1000, "sent to 1 worker")]
+    assert desk.do(e.WorkerSaid(W2, m.EnvironmentReady(TARBALL, 1.0))) == []
+    desk.now += 5
+    assert say(W1, "unpack", 600) == [told("unpack", 600, 1000, "unpacked on 1 worker")]
+    (row,) = environment_rows(desk)
+    assert row == [{"worker": "worker11", "stage": "unpack", "done": 600, "total": 1000}]
+    assert told("unpacked") in desk.do(e.PeerLost(W1, "it died"))
+    assert environment_rows(desk) == [[]]
+
+
+def environment_rows(desk: Desk) -> list[object]:
+    asked = query.answer(desk.core, {}, "environments", {}, desk.now)
+    return [row["coming"] for row in asked["environments"]]
 
 
 def test_an_environment_that_no_worker_can_use_fails_its_calls() -> None:

@@ -167,6 +167,19 @@ def test_a_damaged_tarball_is_to_be_fetched_again(tmp_path: Path, damage: Damage
     assert [path.name for path in (tmp_path / "node").iterdir() if not path.name.endswith(".lock")] == []
 
 
+def test_it_says_how_far_it_is(tmp_path: Path, root: Path) -> None:
+    tarball = tmp_path / "some.tar"
+    with tarfile.open(tarball, "w") as tar:
+        for number in range(3):
+            member = tarfile.TarInfo(f"file-{number}")
+            member.size = 9 << 20  # more than is read at once
+            tar.addfile(member, io.BytesIO(bytes(member.size)))
+    said: list[tuple[int, int]] = []
+    extract(tarball, root, 1 << 30, lambda done, total: said.append((done, total)))
+    assert len(said) == 3 and sorted(said) == said and {total for _, total in said} == {tarball.stat().st_size}
+    assert 0 < said[0][0] < said[-1][0] <= said[-1][1]
+
+
 @pytest.mark.parametrize("name", ["", "..", ".", "a", "../" + "0" * 61, "0" * 63 + "/"])
 def test_only_a_digest_names_a_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(UnpackFailed, match="not a sha-256"):

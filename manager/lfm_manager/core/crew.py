@@ -87,6 +87,8 @@ class Crew:
             self._calls.worker_died(task, task.state, reason, charged, now)
         self._spread.gone(worker.peer)
         del self.workers[worker.peer]
+        for digest in list(worker.coming):
+            self._environments.came(digest, worker, self.workers)
         self._scheduler.gone(worker)
         self._count()
 
@@ -187,7 +189,11 @@ class Crew:
                 worker.unpacked.add(digest)
                 worker.failures.pop(digest, None)
                 worker.record.moved = now
-            case m.EnvironmentUnusable():
+                self._environments.came(digest, worker, self.workers)
+            case m.EnvironmentComing():
+                self._environments.coming(message, worker, self.workers, now)
+            case m.EnvironmentUnusable(digest=digest):
+                self._environments.came(digest, worker, self.workers)
                 self._cannot_use(worker, message, now)
             case m.OfferChanged(offer, draining):
                 worker.offer(offer, now)

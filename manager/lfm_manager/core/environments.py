@@ -5,9 +5,12 @@ Owns what is built, being built and refused; knows the calls that wait only by n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lfm.protocol.ids import Digest, EnvironmentKey, PeerId
 from lfm.protocol.messages import (
     DeclareEnvironment,
+    EnvironmentComing,
     EnvironmentMade,
     EnvironmentNotMade,
     EnvironmentProgress,
@@ -29,6 +32,8 @@ from lfm_manager.core.functions import (
     too_old,
 )
 from lfm_manager.core.workers import Worker
+
+TELL_EVERY = 1.0  # seconds between two words to clients about one environment's way to workers
 
 
 class Environments:
@@ -183,6 +188,37 @@ class Environments:
             if waiting:
                 self._uploads[digest] = waiting
             self._blobs.leave(digest)
+
+    # ------------------------------------------------------------ on its way to workers
+
+    def coming(
+        self, news: EnvironmentComing, worker: Worker, workers: Mapping[PeerId, Worker], now: float
+    ) -> None:
+        """A worker says how far it is; the clients hear of all of them together, and not too often."""
+        environment = self.built.get(news.digest)
+        if environment is None:
+            return
+        worker.coming[news.digest] = news
+        if environment.told is None or now >= environment.told + TELL_EVERY:
+            environment.told = now
+            ways = [w.coming[news.digest] for w in workers.values() if news.digest in w.coming]
+            stage = "send" if any(way.stage == "send" for way in ways) else "unpack"
+            ways = [way for way in ways if way.stage == stage]
+            said = f"{'sent to' if stage == 'send' else 'unpacked on'} {len(ways)} worker{'s' * (len(ways) > 1)}"
+            self._tell(environment, stage, sum(way.done for way in ways), sum(way.total for way in ways), said)
+
+    def came(self, digest: Digest, worker: Worker, workers: Mapping[PeerId, Worker]) -> None:
+        """A worker has it, or is not to have it any more."""
+        environment = self.built.get(digest)
+        if worker.coming.pop(digest, None) is None or environment is None or environment.told is None:
+            return
+        if not any(digest in other.coming for other in workers.values()):
+            environment.told = None
+            self._tell(environment, "unpacked")
+
+    def _tell(self, environment: Environment, stage: str, done: int = 0, total: int = 0, text: str = "") -> None:
+        said = progress(environment, stage, done, total, text)
+        self._out.extend(TellClient(peer, said) for peer in environment.clients)
 
     # ------------------------------------------------------------ who can use it
 

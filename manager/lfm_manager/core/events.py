@@ -48,7 +48,7 @@ class ClientSaid:
 class WorkerSaid:
     peer: PeerId
     message: (
-        m.CallStarted | m.CallEnded | m.LimitRaised | m.EnvironmentReady | m.EnvironmentUnusable
+        m.CallStarted | m.CallEnded | m.LimitRaised | m.EnvironmentReady | m.EnvironmentComing | m.EnvironmentUnusable
         | m.SeekBlob | m.BlobSought | m.OfferChanged | m.WorkerLeaving
     )
 

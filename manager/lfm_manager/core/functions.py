@@ -71,6 +71,7 @@ class Environment:
     waiters: dict[TaskId, None] = field(default_factory=dict)
     clients: dict[PeerId, None] = field(default_factory=dict)
     refused: bool = False  # by a client that was asked to make it
+    told: float | None = None  # when clients last heard that it is on its way to workers; None: it is not, or not for long
 
     @property
     def key(self) -> EnvironmentKey:

@@ -37,6 +37,9 @@ def complaint(message: m.Message) -> str:
             return _payload(code) or _payload(overlay)
         case m.EnvironmentMade(tarball=blob):
             return _payload(blob)
+        case m.EnvironmentComing(stage=stage, done=done, total=total):
+            fine = 0 <= done <= total <= BYTES and stage in ("send", "unpack")
+            return "" if fine else f"an environment of which {done} of {total} bytes came"
         case m.SeekBlob(size=size):
             return "" if 0 <= size <= BYTES else f"a blob of {size} bytes"
         case _:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lfm.protocol.ids import Digest, FunctionId, PeerId, TaskId
-from lfm.protocol.messages import WorkerHello
+from lfm.protocol.messages import EnvironmentComing, WorkerHello
 from lfm.protocol.resources import Resources
 from lfm_manager.core.conduct import Record
 
@@ -52,6 +52,7 @@ class Worker:
     exclusive: bool = False  # a call that must be alone runs on it
     environments: set[Digest] = field(default_factory=set)  # unpacked, or told to
     unpacked: set[Digest] = field(default_factory=set)  # of these it has said that they are ready
+    coming: dict[Digest, EnvironmentComing] = field(default_factory=dict)  # how far, of those that take long
     unusable: dict[Digest, str] = field(default_factory=dict)
     again: dict[Digest, float] = field(default_factory=dict)  # when to try one of these once more
     failures: dict[Digest, int] = field(default_factory=dict)  # how often that was in vain

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lfm.cli.common import duration, fail, json_option, print_json, print_table, size
+from lfm.cli.common import ask, duration, fail, json_option, print_json, print_table, size
 from lfm.function import sent
 from lfm.function.sent import own_files
 
@@ -194,9 +194,16 @@ class _Bar:
 
 
 @env.command("list")
+@click.option("--run", metavar="NAME|DIR|FILE", help="List those of this run instead.")
 @json_option
-def list_(as_json: bool) -> None:
-    """The environments packed on this machine, the last used first."""
+def list_(run: str | None, as_json: bool) -> None:
+    """The environments packed on this machine, the last used first.
+
+    With --run, those of a run: where they stand, how many calls wait for them, to which workers they are on their way.
+    """
+    if run is not None:
+        _list_run(run, as_json)
+        return
     all_built = _store().all()
     if as_json:
         print_json({"schema": "lfm.env.list/1", "environments": [_summary(built) for built in all_built]})
@@ -216,6 +223,18 @@ def list_(as_json: bool) -> None:
             for b in all_built
         ],
     )
+
+
+def _list_run(run: str, as_json: bool) -> None:
+    body = ask(run, "environments")
+    if as_json:
+        print_json(body)
+        return
+    rows = []
+    for one in body["environments"]:
+        ways = [f"{100 * w['done'] // max(1, w['total'])} % {w['stage']} {w['worker']}" for w in one.get("coming", ())]
+        rows.append([one["id"][:ID], one["state"], one["waiting"], size(one["bytes"]), ", ".join(ways) or one["reason"], one["name"]])
+    print_table(["id", "state", ">waiting", ">tarball", "on its way", "holds"], rows)
 
 
 @env.command()

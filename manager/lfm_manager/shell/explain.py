@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lfm.protocol.ids import PeerId
 from lfm.protocol.outcomes import (
     Cancelled,
     Crashed,
@@ -15,7 +16,7 @@ from lfm.protocol.outcomes import (
     Returned,
 )
 from lfm.protocol.resources import format_duration, format_size
-from lfm_manager.core.functions import Away, Building, Coming, Environment
+from lfm_manager.core.functions import Away, Building, Built, Coming, Environment
 from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.past import Ended
 from lfm_manager.core.tasks import Adrift, Collecting, Done, Failed, Placed, Ready, Task, Waiting
@@ -54,7 +55,7 @@ def _state(core: ManagerCore, task: Task, now: float) -> str:
             if started is not None:
                 return f"running for {format_duration(now - started)}: {what}"
             ago = format_duration(now - since)
-            return f"sent to its worker {ago} ago and not begun (the worker may be fetching its environment): {what}"
+            return f"sent to its worker {ago} ago and not begun ({_on_its_way(core, task, worker)}): {what}"
         case Collecting(worker):
             return f"it ended; its result is on its way from {core.workers[worker].name}"
         case Adrift(until=until):
@@ -62,6 +63,16 @@ def _state(core: ManagerCore, task: Task, now: float) -> str:
             return f"it ran when the manager stopped; its worker has {left} left to come back with it"
         case Done(finished) | Failed(finished):
             return f"it ended: {_ended(finished.outcome)}"
+
+
+def _on_its_way(core: ManagerCore, task: Task, worker: PeerId) -> str:
+    """What the worker may be waiting for."""
+    built = task.function.environment.state
+    news = core.workers[worker].coming.get(built.tarball.digest) if isinstance(built, Built) else None
+    if news is None:
+        return "the worker may be fetching its environment"
+    doing = "sent there" if news.stage == "send" else "unpacked there"
+    return f"its environment is being {doing}: {format_size(news.done)} of {format_size(news.total)}"
 
 
 def _waiting(task: Task, environment: bool, blobs: int, now: float) -> str:

@@ -263,8 +263,8 @@ class Manager:
             ):
                 self._tell(e.ClientSaid(peer, message))
             case (
-                m.CallStarted() | m.CallEnded() | m.LimitRaised() | m.EnvironmentReady() | m.EnvironmentUnusable()
-                | m.SeekBlob() | m.BlobSought() | m.OfferChanged() | m.WorkerLeaving()
+                m.CallStarted() | m.CallEnded() | m.LimitRaised() | m.EnvironmentReady() | m.EnvironmentComing()
+                | m.EnvironmentUnusable() | m.SeekBlob() | m.BlobSought() | m.OfferChanged() | m.WorkerLeaving()
             ):
                 self._tell(e.WorkerSaid(peer, message))
             case _:

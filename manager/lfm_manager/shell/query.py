@@ -55,7 +55,7 @@ def answer(
         case "workers":
             return {"schema": "lfm.workers/1", "workers": [worker_row(w, now) for w in core.workers.values()]}
         case "environments":
-            rows = [environment_row(e, now) for e in core.environments.known.values()]
+            rows = [environment_row(core, e, now) for e in core.environments.known.values()]
             return {"schema": "lfm.environments/1", "environments": rows}
         case "categories":
             rows = [category_row(core, c) for c in core.calls.categories.values()]
@@ -86,7 +86,7 @@ def status(core: ManagerCore, facts: dict[str, Any], now: float) -> dict[str, An
         "workers": [worker_row(w, now) for w in core.workers.values()],
         "calls": {**{name: found.get(name, 0) for name in STATES}, "finished": core.calls.finished},
         "categories": [category_row(core, c) for c in core.calls.categories.values() if c.submitted],
-        "environments": [environment_row(e, now) for e in core.environments.known.values()],
+        "environments": [environment_row(core, e, now) for e in core.environments.known.values()],
         "clients": [
             {
                 "session": s.key, "user": s.hello.user, "host": s.hello.host, "pid": s.hello.pid,
@@ -190,14 +190,19 @@ def worker_row(worker: Worker, now: float) -> dict[str, Any]:
     }
 
 
-def environment_row(environment: Environment, now: float) -> dict[str, Any]:
+def environment_row(core: ManagerCore, environment: Environment, now: float) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": environment.key, "name": environment.declared.name, "state": type(environment.state).__name__.lower(),
         "waiting": len(environment.waiters), "digest": None, "bytes": None, "python": None, "reason": None,
+        "coming": [],
     }
     match environment.state:
         case Built(tarball, python):
             row |= {"digest": tarball.digest, "bytes": tarball.size, "python": python}
+            row["coming"] = [
+                {"worker": w.name, "stage": news.stage, "done": news.done, "total": news.total}
+                for w in core.workers.values() if (news := w.coming.get(tarball.digest)) is not None
+            ]
         case Building(since):
             row["reason"] = f"since {format_duration(now - since)}"
         case Unbuildable(reason):

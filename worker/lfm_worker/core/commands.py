@@ -10,7 +10,7 @@ from lfm.protocol.outcomes import Payload
 from lfm_worker.core.items import Item
 
 News = (
-    m.CallStarted | m.CallEnded | m.LimitRaised | m.EnvironmentReady | m.EnvironmentUnusable | m.OfferChanged
+    m.CallStarted | m.CallEnded | m.LimitRaised | m.EnvironmentReady | m.EnvironmentComing | m.EnvironmentUnusable | m.OfferChanged
     | m.WorkerLeaving | m.OutputSoFar
 )
 

@@ -114,6 +114,10 @@ class WorkerCore:
         out, self._out = self._out, []
         return out
 
+    def awaited(self) -> set[Digest]:
+        """Environments that calls wait for."""
+        return {call.environment for call in self.calls.values() if isinstance(call.state, Waiting)}
+
     def deadline(self) -> float | None:
         """When a Ticked is due at the latest, if nothing happens before."""
         settings, times = self.settings, [next(iter(self._untold.values()))] if self._untold else []

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 FAREWELL = 10.0  # seconds that the last messages may take
 SILENCE = 3.0  # seconds of them without a sign of the manager
 RETRY_ORPHANS = 0.05
+FAR_EVERY = 1.0  # seconds between two words on how far environments are, and before the first
 SMALL_OVERLAY = 1 << 20  # bytes
 TOGETHER = 0.02  # seconds that the end of a call may wait for others
 
@@ -85,7 +86,7 @@ class Worker:
         self._readers: dict[int, Callable[[], None]] = {}
         self._terminated = False
         self._orphans = False
-        self._look_at = 0.0
+        self._look_at = self._say_far_at = 0.0
         self._speak_at = math.inf  # when what is to be said has waited long enough
         self._reason: str | None = None  # why it left
         self._lost: float | None = None  # since when the manager is, as it was last said
@@ -138,6 +139,7 @@ class Worker:
         if self._transfers.elsewhere and now >= self._look_at:
             self._look_at = now + LOOK_EVERY
             self._moved(*self._transfers.look())
+        self._say_how_far(now)
         if self._orphans:
             self._orphans = not kill_orphans(self._known())
         if self._dialer.waiting >= self._core.ahead or self._speak_at <= time.monotonic():  # as many ended as wait
@@ -387,6 +389,21 @@ class Worker:
             self._prepared(event)
         else:
             self._handle(event)
+
+    def _say_how_far(self, now: float) -> None:
+        """For whoever waits: how far environments are that take long.  Without a timer: what moves wakes us."""
+        far = self._transfers.far()
+        if not (far or self._preparations):
+            self._say_far_at = now + FAR_EVERY
+        elif now >= self._say_far_at:
+            self._say_far_at = now + FAR_EVERY
+            awaited = self._core.awaited()
+            ways = [m.EnvironmentComing(digest, "send", done, total) for digest, done, total in far if digest in awaited]
+            for preparation in self._preparations.values():
+                if preparation.far is not None and preparation.item.digest in awaited:
+                    ways.append(m.EnvironmentComing(preparation.item.digest, "unpack", *preparation.far))
+            for way in ways:
+                self._tell(way)
 
     def _prepared(self, event: e.Prepared) -> None:
         self._cache.note_size(event.item, event.size)

@@ -1,7 +1,7 @@
 """Unpacks an archive in a process of its own, so that the worker's loop never waits for a disk.
 
-``python -m lfm_worker.shell.prepare environment|overlay ARCHIVE DIGEST INTO`` prints one line of JSON on stdout:
-``{"bytes"}`` or ``{"reason", "cause"}``.  Dies with the worker.
+``python -m lfm_worker.shell.prepare environment|overlay ARCHIVE DIGEST INTO`` prints lines of JSON on stdout:
+``{"done", "total"}`` now and then, at last ``{"bytes"}`` or ``{"reason", "cause"}``.  Dies with the worker.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from lfm_worker.core.items import Item
 from lfm_worker.shell.unpack import UnpackFailed, unpack
 
 PR_SET_PDEATHSIG = 1
+REPORT_EVERY = 0.5  # seconds
 
 
 def unpack_overlay(archive: Path | bytes, digest: Digest, into: Path) -> Path:
@@ -85,6 +87,7 @@ class Preparation:
         self.item = item
         self._started = time.monotonic()
         self._said = b""
+        self.far: tuple[int, int] | None = None  # bytes of the archive that are done, and all of them
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "lfm_worker.shell.prepare", item.kind, archive, item.digest, into],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -107,6 +110,12 @@ class Preparation:
             return None
         self._said += piece
         if piece:
+            *lines, last = self._said.split(b"\n")
+            for line in lines[-1:]:  # the newest says it all
+                with suppress(ValueError, KeyError, TypeError):
+                    said = json.loads(line)
+                    self.far = said["done"], said["total"]
+                    self._said = last
             return None
         self._pipe.close()
         self._process.wait()
@@ -114,7 +123,7 @@ class Preparation:
 
     def _result(self) -> e.Prepared | e.PrepareFailed:
         try:
-            said: dict[str, Any] = json.loads(self._said)
+            said: dict[str, Any] = json.loads(self._said.strip().rpartition(b"\n")[2])
         except ValueError:
             status = self._process.returncode
             return e.PrepareFailed(self.item, f"unpacking ended with status {status}", "other")
@@ -129,6 +138,18 @@ class Preparation:
         self._process.wait()
 
 
+class Lines:
+    """Says how far it is, not too often."""
+
+    def __init__(self) -> None:
+        self._due = time.monotonic() + REPORT_EVERY
+
+    def __call__(self, done: int, total: int) -> None:
+        if (now := time.monotonic()) >= self._due:
+            self._due = now + REPORT_EVERY
+            print(json.dumps({"done": done, "total": total}), flush=True)
+
+
 def main() -> None:
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -136,7 +157,7 @@ def main() -> None:
         sys.exit(1)
     kind, archive, digest, into = sys.argv[1], Path(sys.argv[2]), Digest(sys.argv[3]), Path(sys.argv[4])
     try:
-        place = (unpack_overlay if kind == "overlay" else unpack)(archive, digest, into)
+        place = unpack_overlay(archive, digest, into) if kind == "overlay" else unpack(archive, digest, into, report=Lines())
         said: dict[str, Any] = {"bytes": tree_size(place)}
     except Exception as error:
         said = {"reason": str(error) or type(error).__name__, "cause": cause_of(error, archive)}

@@ -168,6 +168,10 @@ class Transfers:
         self._peers.serve(self._give)
         return _all([self._take(pull, pull.line) for pull in list(self._active.values()) if pull.line is not None])
 
+    def far(self) -> list[tuple[Digest, int, int]]:
+        """How far large ones are: bytes that came, and all of them."""
+        return [(p.fetch.digest, p.fetch.received, p.fetch.size) for p in self._active.values() if p.large]
+
     def deadline(self) -> float | None:
         """When a worker that gives us something has been silent for too long."""
         return min((pull.line.deadline for pull in self._active.values() if pull.line is not None), default=None)

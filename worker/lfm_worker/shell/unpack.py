@@ -25,15 +25,16 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import zstandard
 
 from lfm_worker.shell.tarstream import BadTar, Member, TarStream
 
+Report = Callable[[int, int], None]
 MOST_FILES = 2_000_000
 MOST_BYTES = 200 * 2**30
 MEND_SECONDS = 300.0
@@ -52,8 +53,17 @@ class UnpackFailed(Exception):
         self.code = code
 
 
-def unpack(tarball: Path, digest: str, into: Path, *, most_bytes: int = MOST_BYTES) -> Path:
-    """The prefix ``into/digest``, ready to run.  UnpackFailed says what is wrong in one line."""
+def _nobody(done: int, total: int) -> None:
+    """Hears how far it is."""
+
+
+def unpack(
+    tarball: Path, digest: str, into: Path, *, most_bytes: int = MOST_BYTES, report: Report = _nobody
+) -> Path:
+    """The prefix ``into/digest``, ready to run.  UnpackFailed says what is wrong in one line.
+
+    ``report`` hears, file by file, how many bytes of how many of the tarball are done.
+    """
     _check_name(digest)
     prefix, ready = into / digest, into / f"{digest}.ready"
     try:
@@ -65,7 +75,7 @@ def unpack(tarball: Path, digest: str, into: Path, *, most_bytes: int = MOST_BYT
             _remove(ready)
             _remove(prefix)
             _check_digest(tarball, digest)
-            size = _extract_aside(tarball, prefix, most_bytes)
+            size = _extract_aside(tarball, prefix, most_bytes, report)
             try:
                 _mend(prefix)
             except BaseException:
@@ -111,13 +121,13 @@ def _check_digest(tarball: Path, digest: str) -> None:
         )
 
 
-def _extract_aside(tarball: Path, prefix: Path, most_bytes: int) -> int:
+def _extract_aside(tarball: Path, prefix: Path, most_bytes: int, report: Report) -> int:
     """Extract beside ``prefix`` and rename: what has its name is all there.  The bytes it takes."""
     aside = prefix.parent / f".unpacking-{prefix.name}"  # which the worker knows to sweep
     _remove(aside)  # of one that was killed: nobody else writes here while we hold the lock
     aside.mkdir(mode=0o700)
     try:
-        size = extract(tarball, aside, most_bytes)
+        size = extract(tarball, aside, most_bytes, report)
         aside.rename(prefix)
     except (BadTar, zstandard.ZstdError, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
         raise UnpackFailed(f"{tarball.name} cannot be unpacked: {error}", UnpackFailed.CORRUPT) from error
@@ -126,12 +136,13 @@ def _extract_aside(tarball: Path, prefix: Path, most_bytes: int) -> int:
     return size
 
 
-def extract(tarball: Path, into: Path, most_bytes: int) -> int:
+def extract(tarball: Path, into: Path, most_bytes: int, report: Report = _nobody) -> int:
     """Extract into an empty folder of our own, within limits; bytes written."""
-    writer = _Writer(into, most_bytes)
-    with _opened(tarball) as tar:
+    writer, total = _Writer(into, most_bytes), tarball.stat().st_size
+    with open(tarball, "rb") as raw, _opened(raw) as tar:
         for member in tar:
             writer.add(member, tar)
+            report(raw.tell(), total)
     writer.check_links()
     if writer.count == 0:
         raise UnpackFailed(f"{tarball.name} is empty", UnpackFailed.CORRUPT)
@@ -229,23 +240,22 @@ def _unsafe(text: str) -> UnpackFailed:
 
 
 @contextmanager
-def _opened(tarball: Path) -> Iterator[TarStream]:
+def _opened(raw: BinaryIO) -> Iterator[TarStream]:
     """Ours are zstd; a user's own may be compressed in other ways."""
-    with open(tarball, "rb") as raw:
-        magic = raw.read(6)
-        raw.seek(0)
-        if magic.startswith(b"\x28\xb5\x2f\xfd"):
-            stream: Any = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-        elif magic.startswith(b"\x1f\x8b"):
-            stream = gzip.GzipFile(fileobj=raw)
-        elif magic.startswith(b"BZh"):
-            stream = bz2.BZ2File(raw)
-        elif magic.startswith(b"\xfd7zXZ\0"):
-            stream = lzma.LZMAFile(raw)  # noqa: SIM115 - closed below, as all of them are
-        else:
-            stream = raw
-        with stream:
-            yield TarStream(stream)
+    magic = raw.read(6)
+    raw.seek(0)
+    if magic.startswith(b"\x28\xb5\x2f\xfd"):
+        stream: Any = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False)
+    elif magic.startswith(b"\x1f\x8b"):
+        stream = gzip.GzipFile(fileobj=raw)
+    elif magic.startswith(b"BZh"):
+        stream = bz2.BZ2File(raw)
+    elif magic.startswith(b"\xfd7zXZ\0"):
+        stream = lzma.LZMAFile(raw)  # noqa: SIM115 - closed below, as all of them are
+    else:
+        stream = raw
+    with stream:
+        yield TarStream(stream)
 
 
 def _mend(prefix: Path) -> None:
