@@ -44,6 +44,7 @@ def monitored(
         disk=parse_size(disk) if disk is not None else 0,
         wall_time=parse_duration(wall_time) if wall_time is not None else 0.0,
         processes=processes or 0,
+        gpus=has_gpus(),
     )
     with _lock:
         over, value_file = _bench().run(fn, args, kwargs, limits)
@@ -106,6 +107,10 @@ class _Bench:
         if os.getpid() == self.owner:
             self.host.close()
             shutil.rmtree(self.folder, ignore_errors=True)  # made by mkdtemp above
+
+
+def has_gpus() -> bool:
+    return Path("/dev/nvidiactl").exists()
 
 
 def wait_over(running: host.Host) -> host.Over:

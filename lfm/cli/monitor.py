@@ -50,6 +50,7 @@ def monitor(
 
 
 def _limits(memory: str | None, wall_time: str | None, disk: str | None, processes: int | None) -> Limits:
+    from lfm.alone import has_gpus
     from lfm.monitor.wire import Limits
     from lfm.protocol.resources import parse_duration, parse_size
 
@@ -59,6 +60,7 @@ def _limits(memory: str | None, wall_time: str | None, disk: str | None, process
             wall_time=parse_duration(wall_time) if wall_time else 0.0,
             disk=parse_size(disk) if disk else 0,
             processes=processes or 0,
+            gpus=has_gpus(),
         )
     except ValueError as error:
         fail(str(error), code=USAGE)
@@ -146,7 +148,8 @@ def _print(outcome: Outcome, usage: Usage | None) -> None:
             f"lfm monitor: wall {format_duration(usage.wall_s)}, cpu {format_duration(usage.cpu_s)}, "
             f"cores {usage.cores:.2f} (peak {usage.cores_peak:.2f}), memory {format_size(usage.memory)}{exact}, "
             f"{'' if not usage.disk else f'disk {format_size(usage.disk)}, '}read {format_size(usage.read)}, written {format_size(usage.written)}, "
-            f"processes {usage.processes}, threads {usage.threads}",
+            f"processes {usage.processes}, threads {usage.threads}"
+            + (f", GPU memory {format_size(usage.gpu_memory)}" if usage.gpu_memory else ""),
             err=True,
         )
 

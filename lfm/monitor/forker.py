@@ -34,7 +34,7 @@ class Ends:
     stdout: int
     stderr: int
     fault: int
-    private: tuple[int, ...]  # the monitor's own, closed at once
+    private: list[int]  # the monitor's own, closed at once
     session: bool  # whether a slot's calls form a session (and process group) of their own
     namespace: bool  # whether they live in a PID namespace
     hooks: list[linux.Hook]  # at-fork handlers that a bare clone does not run

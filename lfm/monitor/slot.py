@@ -14,7 +14,7 @@ import socket
 import time
 from typing import Any, NoReturn
 
-from lfm.monitor import cgroup, contain, linux, page, sandbox, wire
+from lfm.monitor import cgroup, contain, gpu, linux, page, sandbox, wire
 from lfm.monitor.capture import Capture
 from lfm.monitor.forker import CloneForker, Ends, PlainForker
 from lfm.monitor.group import NOTHING, SlotGroup
@@ -42,9 +42,11 @@ class Monitor:
         self.inside: Children | None = None  # of the namespace's first process: orphans of the call
         self.poll = select.poll()
         self.group = _group(config)
-        private = (control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end, files[0], files[1])
+        self.gpus: gpu.Gpus | None = None
+        self.asked_for_gpus = False
+        self.private = [control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end, files[0], files[1]]
         ends = Ends(
-            channel.detach(), self.page, self.stdout.write_end, self.stderr.write_end, self.fault, private, config["session"], config["namespace"], hooks, self.group
+            channel.detach(), self.page, self.stdout.write_end, self.stderr.write_end, self.fault, self.private, config["session"], config["namespace"], hooks, self.group
         )
         self.forker = CloneForker(ends) if config["clone"] else PlainForker(ends)
         for fd in (control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end):
@@ -143,7 +145,14 @@ class Monitor:
             self.group.begin(self._loaded())
         else:
             self.oom_kills = contain.oom_kills()
-        self.watch = Watch(began, limits, folder, self.group)
+        self.watch = Watch(began, limits, folder, self.group, self._gpus() if limits.gpus else None)
+
+    def _gpus(self) -> gpu.Gpus | None:
+        if not self.asked_for_gpus:
+            self.asked_for_gpus = True
+            self.gpus = gpu.find()
+            self.private.extend(self.gpus.descriptors if self.gpus else ())
+        return self.gpus
 
     def _has_begun(self, watch: Watch, now: float) -> bool:
         """Its process may not be made yet, or have come to begin."""
@@ -344,7 +353,7 @@ class Monitor:
             disk=peaks.disk if peaks else 0,
             read=read,
             written=written,
-            gpu_memory=0,
+            gpu_memory=peaks.gpu_memory if peaks else 0,
             peak_rss=max(0, over.peak_rss - base_rss),
             warm=self._loaded(),
             processes=peaks.processes if peaks else 1,

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lfm.monitor import answer
+from lfm.monitor.gpu import Gpus
 from lfm.monitor.group import SlotGroup
 from lfm.monitor.processes import PAGE, Process, Seen, Tree, go_on, stop
 from lfm.monitor.wire import Limits
@@ -20,6 +21,7 @@ FILL_RATE = 1.5e9  # bytes/s that one core can touch: looks are close enough tha
 SHARE = 1000  # looks may take one part in so many of the time, ...
 CREDIT = 0.0012  # ... and this many CPU seconds at first; but a near memory limit goes before
 DISK_SHARE = 100  # a walk of the sandbox may take one part in so many of the time
+GPU_SHARE = 500  # asking for GPU memory may take one part in so many of the time
 NEARLY = 0.95
 ANSWER_WITHIN = 5.0  # seconds that a call which outgrew its limit stands still for its daemon to answer
 EXACT_SHARE = 1000  # exact looks at memory may take one part in so many of the time
@@ -42,6 +44,7 @@ class Peaks:
     processes: int = 1
     threads: int = 1
     cores: float = 0.0
+    gpu_memory: int = 0
 
 
 @dataclass(slots=True)
@@ -52,6 +55,7 @@ class Watch:
     limits: Limits
     sandbox: str
     group: SlotGroup | None = None
+    gpus: Gpus | None = None  # if it was given some
     pid: int = 0  # of the call's process; 0: not made yet
     base: int = 0  # bytes resident in it before the call
     base_files: int = 0  # of these, of mapped files
@@ -68,6 +72,7 @@ class Watch:
     _spent: float = 0.0  # CPU seconds since
     _cores: int = 0  # that it may use; 0: not asked yet
     _disk_at: float = 0.0
+    _gpus_at: float = 0.0
     _exact_at: float = 0.0
     _exact: int = 0
     _exact_of: tuple[int, int, int, int] = (0, 0, 0, 0)  # processes, exact, upper bound and faults at that look
@@ -92,6 +97,8 @@ class Watch:
             return Breach("memory", self.limits.memory, memory, at)
         if self.limits.processes and len(found) > self.limits.processes:
             return Breach("processes", self.limits.processes, len(found), at)
+        if self.gpus is not None and now >= self._gpus_at:
+            self._ask_gpus(self.gpus, [process.pid for process, _ in found], now)
         if self.sandbox and now >= self._disk_at:
             self._walk_disk(now)
             if self.limits.disk and self.peaks.disk > self.limits.disk:
@@ -189,6 +196,10 @@ class Watch:
                 continue
         self._exact, self._exact_at = total, now + EXACT_SHARE * (time.monotonic() - now)
         return total
+
+    def _ask_gpus(self, gpus: Gpus, pids: list[int], now: float) -> None:
+        self.peaks.gpu_memory = max(self.peaks.gpu_memory, gpus.used(pids))
+        self._gpus_at = now + GPU_SHARE * (time.monotonic() - now)
 
     def _walk_disk(self, now: float) -> None:
         self.peaks.disk = max(self.peaks.disk, disk_usage(self.sandbox))

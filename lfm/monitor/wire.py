@@ -49,6 +49,7 @@ class Limits(NamedTuple):
     wall_time: float = 0.0
     processes: int = 0
     grow: bool = False  # tell the daemon when memory is nearly used up; at the limit stand still until it answers
+    gpus: bool = False  # it was given some: see what it holds of their memory
 
 
 class Work(NamedTuple):
@@ -140,14 +141,14 @@ class Report(NamedTuple):
 
 def watch(id: int, began: float, limits: Limits, sandbox: str) -> bytes:
     head = _WATCH.pack(
-        WATCH, id, began, limits.memory, limits.disk, limits.wall_time, limits.processes, limits.grow
+        WATCH, id, began, limits.memory, limits.disk, limits.wall_time, limits.processes, limits.grow | limits.gpus << 1
     )
     return head + sandbox.encode("utf-8", "surrogateescape")
 
 
 def read_watch(data: bytes) -> tuple[int, float, Limits, str]:
-    _, id, began, memory, disk, wall_time, processes, grow = _WATCH.unpack_from(data)
-    limits = Limits(memory, disk, wall_time, processes, bool(grow))
+    _, id, began, memory, disk, wall_time, processes, flags = _WATCH.unpack_from(data)
+    limits = Limits(memory, disk, wall_time, processes, bool(flags & 1), bool(flags & 2))
     return id, began, limits, data[_WATCH.size :].decode("utf-8", "surrogateescape")
 
 

@@ -21,7 +21,7 @@ def told(kind: int, data: bytes = b"", size: int = 0, texts: tuple[bytes, ...] =
 
 
 def test_messages_come_back_as_they_were() -> None:
-    limits = wire.Limits(1 << 40, 5, 2.5, 3, True)
+    limits = wire.Limits(1 << 40, 5, 2.5, 3, True, True)
     assert wire.read_watch(wire.watch(9, 1.5, limits, "/a/b")) == (9, 1.5, limits, "/a/b")
     assert wire.read_raise(wire.raise_memory(9, 1 << 41)) == (9, 1 << 41)
     assert wire.read_near(wire.near(9, 1, 2)) == (9, 1, 2)

@@ -71,7 +71,8 @@ class Template:
             blobs=call.blobs,
         )
         limits = wire.Limits(
-            call.memory or 0, call.disk or 0, call.wall_time or 0.0, call.processes or 0, call.grow
+            call.memory or 0, call.disk or 0, call.wall_time or 0.0, call.processes or 0, call.grow,
+            gpus=bool(call.environ.get("CUDA_VISIBLE_DEVICES")),
         )
         self._host.start(work, limits)
 
