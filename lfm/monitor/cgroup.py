@@ -7,6 +7,8 @@ whose name it made.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 PREFIX = "lfm."
@@ -85,6 +87,41 @@ def find() -> tuple[Place | None, str]:
         except OSError as error:
             why = f"{place.memory}: {error.strerror or error}"
     return None, why
+
+
+def divide() -> Callable[[], None]:
+    """Make our own group fit to be divided, where that takes no more than stepping down into a leaf of it.
+
+    In version 2 a group that is divided holds no process itself.  So: only if nobody but us is in it, a service's or
+    a batch step's own process.  Returns what undoes it.
+    """
+    directories = own(read("/proc/self/mountinfo"), read("/proc/self/cgroup"))
+    ours, pid = directories.get("", ""), os.getpid()
+    alone = ours and read(f"{ours}/cgroup.procs").split() == [str(pid)]
+    if candidates(directories) or not alone or "memory" not in read(f"{ours}/cgroup.controllers").split():
+        return lambda: None
+    leaf = f"{ours}/{PREFIX}{pid}.daemon"
+
+    def undo() -> None:
+        with suppress(OSError):
+            _write(f"{ours}/cgroup.subtree_control", "-memory")
+        with suppress(OSError):
+            _write(f"{ours}/cgroup.procs", str(pid))
+        _remove(leaf)
+
+    try:
+        os.mkdir(leaf)
+        _write(f"{leaf}/cgroup.procs", str(pid))
+        _write(f"{ours}/cgroup.subtree_control", "+memory")
+    except OSError:
+        undo()
+        return lambda: None
+    return undo
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
 
 
 def try_out(place: Place) -> Place:

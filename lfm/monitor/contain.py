@@ -16,7 +16,9 @@ _PROC_FLAGS = 2 | 4 | 8  # nosuid, nodev, noexec
 def probe() -> dict[str, Any]:
     """For ``lfm worker detect``: each tier and what stands against it."""
     namespace = _try(try_namespace)
+    undivide = cgroup.divide()
     place, no_group = cgroup.find()
+    undivide()
     return {
         "fork": "clone" if native.possible() else "os.fork",
         "pid_namespace": namespace == "",

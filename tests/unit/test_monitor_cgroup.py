@@ -77,3 +77,12 @@ def test_only_the_groups_of_dead_daemons_are_swept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([gone + ".full", ours, "somebodys"])
     cgroup.sweep(place, f"{cgroup.PREFIX}{os.getpid()}.")
     assert not (tmp_path / ours).exists() and (tmp_path / "somebodys").exists()
+
+
+def test_a_group_with_others_in_it_is_not_divided() -> None:
+    """This process is not alone in its group, or the group cannot be divided at all: nothing moves."""
+    before = cgroup.read("/proc/self/cgroup")
+    undo = cgroup.divide()
+    if cgroup.read("/proc/self/cgroup") != before:  # alone after all, and allowed to
+        undo()
+    assert cgroup.read("/proc/self/cgroup") == before

@@ -123,6 +123,7 @@ def _await_manager(path: Path, timeout: float, stdin_eof: bool) -> None:
 
 def _work(file: Callable[[], Any], options: dict[str, Any], path: Path, awaited: bool) -> None:
     """``path`` is the connection file's; ``awaited``: it may not be there yet."""
+    from lfm.monitor import cgroup
     from lfm_worker.shell import loop, offer
     from lfm_worker.shell.detect import detect as look
     from lfm_worker.shell.places import Cache
@@ -163,7 +164,11 @@ def _work(file: Callable[[], Any], options: dict[str, Any], path: Path, awaited:
         manager_lost_after=options["manager_timeout"], stdin_eof=options["stdin_eof"],
         peers=options["peers"], shelf=path.parent / "environments" if connection.host == socket.gethostname() else None,
     )
-    reason = loop.Worker(file, settings, cache, name, offer.labels(found, dict(options["labels"])), behaviour).run()
+    undivide = cgroup.divide()  # before any interpreter is started, which finds it so
+    try:
+        reason = loop.Worker(file, settings, cache, name, offer.labels(found, dict(options["labels"])), behaviour).run()
+    finally:
+        undivide()
     log.info("%s has left: %s", name, reason)
 
 
