@@ -16,6 +16,7 @@ from lfm.monitor.sandbox import Owned
 
 DATAGRAM = 200 * 1024  # bytes; the largest message, below the kernel's default socket buffer
 NO_TEXTS = (b"",) * 5
+_NO_TEXTS = ("",) * 5
 Buffer = bytes | bytearray | memoryview
 INLINE_LIMIT = 64 * 1024  # bytes; what is larger goes through a file
 TEXT_LIMIT = 16 * 1024  # characters of an exception's text; a traceback may have twice that
@@ -207,13 +208,14 @@ def read_result(data: memoryview | bytes) -> Result:
         fixed = RESULT.unpack_from(data)
     except struct.error:
         raise ValueError("not a result") from None
-    texts: list[str] = []
+    kind, id, exact, files, in_file, *lengths, size = fixed
+    texts: tuple[str, ...] = _NO_TEXTS
     at = RESULT.size
-    *lengths, size = fixed[5:]
-    for length in lengths:
-        texts.append(bytes(data[at : at + length]).decode("utf-8", "replace"))
-        at += length
-    kind, id, exact, files, in_file = fixed[:5]
+    if any(lengths):
+        ends = [at := at + length for length in lengths]
+        texts = tuple(
+            bytes(data[end - length : end]).decode("utf-8", "replace") for end, length in zip(ends, lengths, strict=True)
+        )
     if at + size + page.FIGURES_SIZE != len(data) or kind not in (RETURNED, RAISED, BROKEN):
         raise ValueError("not a result")
     wall_s, low, high, children = page.read_figures(data[at + size :], files)

@@ -17,7 +17,7 @@ from lfm_manager.core.categories import Category
 from lfm_manager.core.strategies import Heard, Strategies
 from lfm_manager.core.tasks import Task
 from lfm_manager.core.workers import Demand, Worker, millicores
-from lfm_manager.sizing.sizer import Foreseeing, Sizer
+from lfm_manager.sizing.sizer import Sizer
 
 LEAST = 64 << 20  # bytes: what an interpreter may need at any moment; nothing learned goes below it
 NEARLY = 0.9  # of a limit that was raised or met: what the call has taken at least
@@ -123,7 +123,7 @@ class Sizes:
             return memory
         sizer = self._strategies.of("memory", task.category.name, task.submit.request.strategy)
         expected = None
-        if isinstance(sizer, Foreseeing):
+        if hasattr(sizer, "expected"):  # Foreseeing: asked so, it costs a tenth
             expected = sizer.expected(task.category.name, task.input_bytes, NEARLY * outgrown)
         kept = memory // UNKNOWN if expected is None else int(max(0.0, expected - memory)) // AHEAD
         return min(max(memory, self.largest.memory), memory + kept)

@@ -290,6 +290,8 @@ class WorkerCore:
         if call is None:
             return
         outcome = event.outcome
+        if isinstance(call.state, Placed) and not (isinstance(outcome, Lost) and not outcome.started):
+            self.pool.began(call.state.template)  # a short call's beginning is not told
         if call.doomed and isinstance(outcome, Killed | Crashed):
             outcome = Lost(call.doomed, started=True)
         if isinstance(outcome, Returned) and isinstance(outcome.value, Blob):
@@ -405,7 +407,10 @@ class WorkerCore:
         return len(self._stalled)
 
     def _first_ahead(self) -> int | None:
-        return next((number for number, call in self._stalled.items() if call.run.ahead), None)
+        for number, call in self._stalled.items():
+            if call.run.ahead:
+                return number
+        return None
 
     def _watch_the_end(self, now: float) -> None:
         settings = self.settings

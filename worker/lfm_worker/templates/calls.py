@@ -33,6 +33,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Started:
+    """Not said of a call that has ended meanwhile."""
+
     id: int
 
 

@@ -5,7 +5,6 @@ All that matters is done by ``lfm.monitor``, which knows neither outcomes nor wo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ class Template:
             arguments=arguments,
             result=str(call.result),
             overlay=str(call.overlay) if call.overlay else None,
-            environ={os.fsencode(name): os.fsencode(text) for name, text in call.environ.items()},
+            environ={name.encode(): text.encode(errors="surrogateescape") for name, text in call.environ.items()},
             cpus=call.cpus,
             threads=call.threads,
             chunk=bool(call.chunk),
@@ -95,7 +94,9 @@ class Template:
         self._host.tick()
 
     def receive(self) -> list[Report]:
-        return [self._translate(news) for news in self._host.receive()]
+        heard = self._host.receive()
+        over = {news.id for news in heard if isinstance(news, host.Over)}  # that they began goes without saying
+        return [self._translate(news) for news in heard if not (isinstance(news, host.Began) and news.id in over)]
 
     def close(self) -> None:
         """End it and all that runs in it."""
