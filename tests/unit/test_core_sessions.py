@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, EnvironmentKey, FunctionId, PeerId, TaskId
-from lfm.protocol.outcomes import Blob, Cancelled, Inline, Outcome, Raised, Returned
+from lfm.protocol.outcomes import Blob, Cancelled, Impossible, Inline, Outcome, Raised, Returned
 from lfm.protocol.resources import Request, Resources
 from lfm_manager.core import commands as c
 from lfm_manager.core import events as e
@@ -12,7 +12,8 @@ from lfm_manager.core.check import check
 from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.past import Past
 from lfm_manager.core.policy import Policy
-from lfm_manager.core.tasks import Done, Placed, Ready, Waiting
+from lfm_manager.core.tasks import Done, Failed, Placed, Ready, Waiting
+from lfm_manager.shell.explain import explain
 from lfm_manager.sizing import make
 
 A, B, WORKER = PeerId(1), PeerId(2), PeerId(9)
@@ -111,6 +112,51 @@ def test_who_comes_back_from_a_cut_is_not_told_of_its_own() -> None:
     desk = Desk().ready()
     desk.submit("a-1")
     assert not [said for said in desk.client(B, "a") if isinstance(said, m.Yours | m.SessionTaken)]
+
+
+BLOB = Blob(Digest("b" * 64), 10**6)
+
+
+def test_who_was_cut_off_for_longer_than_its_lease_brings_what_its_calls_wait_for() -> None:
+    desk = Desk().ready(name=None)
+    desk.worker()
+    desk.submit("a-1", BLOB)
+    desk.do(e.PeerLost(A, "silent for 60 s"))
+    assert isinstance(desk.core.calls.tasks[TaskId("a-1")].state, Waiting)
+    assert "not here" in explain(desk.core, desk.core.calls.tasks[TaskId("a-1")], desk.now)
+    desk.client(B, "a", None)
+    out = desk.do(e.ClientSaid(B, m.Submit(TaskId("a-1"), FUNCTION, BLOB, Request(cores=1, memory=GB, disk=0))))
+    assert out == [c.GetBlob(B, BLOB.digest, BLOB.size)]
+    desk.do(e.BlobStored(BLOB.digest))
+    assert isinstance(desk.core.calls.tasks[TaskId("a-1")].state, Placed)
+
+
+def test_what_only_the_client_before_had_is_given_up_once_another_has_its_session() -> None:
+    desk = Desk().ready()
+    desk.submit("a-1", BLOB)
+    desk.submit("a-2")
+    desk.do(e.PeerLost(A, "silent for 60 s"))
+    desk.now += DAY  # nobody is there to be told
+    desk.do(e.Ticked())
+    assert isinstance(desk.core.calls.tasks[TaskId("a-1")].state, Waiting)
+    desk.client(B, "b")
+    due = desk.core.deadline()
+    assert due is not None and due <= desk.now + 200
+    desk.now = due
+    (finished,) = told(desk.do(e.Ticked()), B)
+    assert isinstance(finished, m.Finished) and isinstance(finished.outcome, Impossible)
+    assert "an argument was with the client that submitted it (process 1 on host-a)" in finished.outcome.reason
+    assert not isinstance(desk.core.calls.tasks[TaskId("a-2")].state, Failed)
+
+
+def test_who_is_followed_while_its_argument_is_on_its_way_is_not_waited_for_for_ever() -> None:
+    desk = Desk().ready()
+    desk.submit("a-1", BLOB)
+    desk.client(B, "b")
+    desk.do(e.PeerLost(A, "goodbye", goodbye=True))  # it was told that another has its session
+    desk.now += 200
+    (finished,) = told(desk.do(e.Ticked()), B)
+    assert isinstance(finished, m.Finished) and isinstance(finished.outcome, Impossible)
 
 
 def test_who_leaves_is_told_what_still_needs_it() -> None:

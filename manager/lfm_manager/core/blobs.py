@@ -88,6 +88,18 @@ class Blobs:
         self._ask(known)
         return None if known.asked is not None else list(known.waiters)
 
+    def put_off(self, digest: Digest) -> None:
+        """Whom it was asked of is away: another one gives it, or it has to wait."""
+        known = self.known.get(digest)
+        if known is not None and not known.here:
+            self._answered(known)
+            self._ask(known)
+
+    def is_nowhere(self, digest: Digest) -> bool:
+        """Nobody who is here has it."""
+        known = self.known.get(digest)
+        return known is not None and not known.here and known.asked is None
+
     def gone(self, peer: PeerId) -> list[Digest]:
         """A peer left; what was asked of it and is now lost."""
         for known in self.known.values():

@@ -39,7 +39,10 @@ class Clients:
         known = self.sessions.get(key)
         if known is not None and not self._hand_over(known, peer, hello):
             return
+        before = known.hello if known is not None and known.hello.session != hello.session else None
         session = self.open(key, hello, peer, now)
+        if before is not None:
+            session.orphaned = (now + self._policy.orphans, before.host, before.pid)
         self._out.append(SaveSession(session.key, hello))
         self._out.append(TellClient(peer, capacity))
         for task_id in session.tasks:
@@ -119,9 +122,38 @@ class Clients:
     def expire(self, now: float) -> None:
         for session in [s for s in self.sessions.values() if s.expires is not None and s.expires <= now]:
             self.end(session, now)
+        for session in [s for s in self.sessions.values() if s.orphaned is not None and s.orphaned[0] <= now]:
+            self._give_up_orphans(session, now)
+
+    def _give_up_orphans(self, session: Session, now: float) -> None:
+        """What only a client had that another one has followed: who follows has been told of it for a while."""
+        assert session.orphaned is not None
+        (_, host, pid), session.orphaned = session.orphaned, None
+        for task_id in list(session.tasks):
+            task = self._calls.tasks[task_id]
+            if what := self.lacks(task):
+                text = f"{what} was with the client that submitted it (process {pid} on {host}), which is gone; submit it again"
+                self._calls.give_up(task, Impossible("lost", text), now)
+
+    def lacks(self, task: Task) -> str:
+        """For people: what a call waits for that nobody who is here can give; "" if there is no such thing."""
+        if not isinstance(task.state, Waiting):
+            return ""
+        if any(map(self._blobs.is_nowhere, task.state.blobs)):
+            return "an argument"
+        environment = task.function.environment
+        plan = environment.declared.plan
+        match environment.state if task.state.environment else None:
+            case Away(peer=None):
+                return "what its environment is made of"
+            case Fetching() if isinstance(plan, Blob) and self._blobs.is_nowhere(plan.digest):
+                return "the description of its environment"
+            case _:
+                return ""
 
     def deadline(self) -> float | None:
-        return min((s.expires for s in self.sessions.values() if s.expires is not None), default=None)
+        times = [s.expires for s in self.sessions.values() if s.expires is not None]
+        return min([*times, *(s.orphaned[0] for s in self.sessions.values() if s.orphaned is not None)], default=None)
 
     # ------------------------------------------------------------ what they say
 
@@ -172,6 +204,8 @@ class Clients:
     def _submit(self, session: Session, submit: m.Submit, now: float) -> None:
         known = self._calls.tasks.get(submit.task)
         if known is not None:
+            for blob in known.blobs:
+                self._blobs.offer(blob.digest, session.peer)
             self._again(known, session)
             return
         for blob in submit.blobs:

@@ -121,10 +121,14 @@ class ManagerCore:
     def _peer_lost(self, lost: e.PeerLost, now: float) -> None:
         if (worker := self.workers.get(lost.peer)) is not None:
             self.crew.lost(worker, lost.reason, not lost.goodbye, now)
-        elif (session := self.clients.peers.get(lost.peer)) is not None:
-            self.clients.lost(session, lost.sure, now)
+        else:
+            if (session := self.clients.peers.get(lost.peer)) is not None:
+                self.clients.lost(session, lost.sure, now)
             for digest in self.blobs.gone(lost.peer):
-                self._blob_lost(e.BlobLost(digest, lost.reason), now)
+                if lost.sure:
+                    self._blob_lost(e.BlobLost(digest, lost.reason), now)
+                else:
+                    self.blobs.put_off(digest)  # it may come back with it
 
     def _blob_lost(self, lost: e.BlobLost, now: float) -> None:
         waiters = self.blobs.lost(lost.digest)

@@ -20,6 +20,7 @@ class Session:
     millicores: int = 0  # of its calls now placed: the measure of fairness
     expires: float | None = None  # when it counts as gone, if it does not come back
     displaced: set[str] = field(default_factory=set)  # clients that had it, until another came with its name
+    orphaned: tuple[float, str, int] | None = None  # until when calls wait for what their client had: its host, its process
     over: bool = False  # it said goodbye, or never came back: what still runs of it is only being stopped
 
 

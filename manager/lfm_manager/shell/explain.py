@@ -46,7 +46,9 @@ def explain(core: ManagerCore, task: Task | Ended, now: float) -> str:
 def _state(core: ManagerCore, task: Task, now: float) -> str:
     match task.state:
         case Waiting(environment, blobs):
-            return _waiting(task, environment, len(blobs), now)
+            lacks = core.clients.lacks(task)
+            away = f"; {lacks} is with the client that submitted it, which is not here" if lacks else ""
+            return _waiting(task, environment, len(blobs), now) + away
         case Ready():
             return _ready(core, task, now)
         case Placed(worker, attempt, allocation, since=since, started=started):
