@@ -6,18 +6,24 @@ Each on a small file system or under a lowered limit of the test's own: who may 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from managers import Cluster, Peer, provide_environment, run_one, submit
+from managers import Cluster, Peer, provide_environment, run_one, serve, submit
 
+from lfm.connection import Dialer
 from lfm.errors import ConnectionFailed, ProtocolError
 from lfm.protocol import messages as m
-from lfm.protocol.outcomes import Inline
+from lfm.protocol.ids import Digest
+from lfm.protocol.outcomes import Blob, Inline
+from lfm.run import ConnectionFile
 from lfm.testing import wait_until
 
 pytestmark = pytest.mark.process
@@ -109,6 +115,52 @@ def test_a_full_run_directory_stops_the_manager_until_there_is_room(cluster: Clu
     assert "full" not in alerts(viewer)
     assert cluster.stop() == 0
     assert "Traceback" not in (cluster.directory / "said").read_text()
+
+
+def test_blobs_that_cannot_be_stored_are_asked_for_again(cluster: Cluster, disk: Callable[[str], Disk]) -> None:
+    small = disk("16m")
+    cluster.run = small.path / "run"
+    cluster.start()
+    client, viewer, data = cluster.client(), cluster.viewer(), os.urandom(2 * m.CHUNK)
+    small.fill()
+    client.say(submit(0, Blob(Digest(sha256(data).hexdigest()), len(data))))
+    wait_until(lambda: client.pump(0.01) or "full" in alerts(viewer) or "space" in alerts(viewer), "the alert")
+    small.make_room()
+    worker = cluster.worker()
+    serve(client, {Digest(sha256(data).hexdigest()): data}, lambda: worker.pump(0.01) or any(isinstance(x, m.Run) for x in worker.heard))
+    run_one(worker)
+    client.wait(m.Finished)
+    assert alerts(viewer) == "[]"
+
+
+def test_without_descriptors_nobody_new_is_let_in_and_who_is_there_goes_on(cluster: Cluster) -> None:
+    process = cluster.start()
+    client, worker, viewer = cluster.client(), cluster.worker(cores=1), cluster.viewer()
+    before = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    used = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (used, before[1]))
+    with pytest.raises(ConnectionFailed, match="no manager answers"):
+        Dialer(ConnectionFile.read(cluster.run / "viewer.json"), lambda: m.ViewerHello("late")).connect(1.5)
+    data = os.urandom(2 * m.CHUNK)
+    name = Digest(sha256(data).hexdigest())
+    client.say(*(submit(n) for n in range(5)), submit(5, Blob(name, len(data))))  # their environment cannot be found now
+    wait_until(lambda: client.pump(0.01) or alerts(viewer) != "[]", "the alert")
+    assert not [x for x in client.heard if isinstance(x, m.Finished)]
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, before)
+    serve(client, {name: data}, lambda: worker.pump(0.01) or any(isinstance(x, m.Run) for x in worker.heard))
+    for _ in range(6):
+        run_one(worker)
+        client.wait(m.Finished)
+    assert cluster.viewer().ask("status")["calls"]["finished"] == 6  # type: ignore[index]
+    assert cluster.stop() == 0 and "Traceback" not in (cluster.directory / "said").read_text()
+
+
+def test_a_port_that_is_taken_is_said_in_a_line(cluster: Cluster) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, said = cluster.call("start", "--run-dir", str(cluster.run), "--host", "127.0.0.1", "--port", str(port))
+    assert code == 1 and f"cannot listen on 127.0.0.1, port {port}" in said and "--port" in said and len(said.strip().splitlines()) == 1
+    cluster.start("--port", str(port))
 
 
 def test_a_run_directory_that_is_removed_ends_the_manager_and_everybody_is_told(cluster: Cluster) -> None:

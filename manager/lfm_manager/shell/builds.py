@@ -8,12 +8,15 @@ Never waits for one: the loop polls the children's output and calls ``readable``
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,6 +35,7 @@ from lfm_manager.core.events import (
 from lfm_manager.environments.child import adopt_command, build_command, read_result
 from lfm_manager.environments.problems import BuildFailed, OutOfSight
 from lfm_manager.environments.store import Built, Hold, Store
+from lfm_manager.shell.transfers import AGAIN, PASSING
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +73,21 @@ class Builds:
     _holds: dict[Digest, Hold] = field(default_factory=dict)
     _waiting: deque[_Job] = field(default_factory=deque)
     _children: dict[int, _Child] = field(default_factory=dict)  # by the descriptor of their output
+    _put_off: list[_Job] = field(default_factory=list)  # neither descriptors nor room for them now
+    trouble: str = ""  # for people
+    _late: list[EnvironmentFailed] = field(default_factory=list)
+    _again: float = math.inf  # when to try once more
 
     def want(self, key: EnvironmentKey, plan: bytes) -> EnvironmentBuilt | EnvironmentFailed | None:
         """The environment, if it is there already; else it is built, and told of later."""
-        found = self.store.find(key)
-        if found is not None:
-            return self._built(found)
-        return self._begin(_Job(key, plan))
+        return self._find(_Job(key, plan))
+
+    def _find(self, job: _Job) -> EnvironmentBuilt | EnvironmentFailed | None:
+        try:
+            found = self.store.find(job.key) if job.tarball is None else None
+            return self._built(found) if found is not None else self._begin(job)
+        except OSError as error:
+            return self._failed(job, error)
 
     def keep(self, key: EnvironmentKey, tarball: Path, description: bytes) -> EnvironmentFailed | None:
         """Put a tarball that a client made into the store; told of later.  Stays where it is until then."""
@@ -83,35 +95,74 @@ class Builds:
 
     def _begin(self, job: _Job) -> EnvironmentFailed | None:
         self._waiting.append(job)
-        try:
-            self._start()
-        except OSError as error:
+        failures = list(self._start())
+        others = [failed for failed in failures if failed.key != job.key]
+        if others:
+            self._late, self._again = self._late + others, 0.0
+        return next((failed for failed in failures if failed.key == job.key), None)
+
+    def _failed(self, job: _Job, error: OSError) -> EnvironmentFailed | None:
+        """For good, or put off if that passes."""
+        if error.errno not in (*PASSING, errno.ENOENT):  # so says Python where a temporary directory is full
             return EnvironmentFailed(job.key, f"the manager cannot start a build: {error}")
+        if not self.trouble:
+            log.error("environment %s waits, as the manager cannot start a build: %s", job.key[:12], error)
+        self.trouble = f"no environment can be built now: {error}"
+        self._put_off.append(job)
+        self._again = time.monotonic() + AGAIN
         return None
 
-    def _start(self) -> None:
+    def deadline(self) -> float:
+        """When ``retry`` is due."""
+        return self._again
+
+    def retry(self) -> list[EnvironmentBuilt | EnvironmentFailed]:
+        """Once more what was put off."""
+        jobs, self._put_off, self._again = self._put_off, [], math.inf
+        answers = [self._find(job) for job in jobs]
+        if not self._put_off:
+            self.trouble = ""
+        late, self._late = self._late, []
+        return [*late, *(answer for answer in answers if answer is not None)]
+
+    def _start(self) -> Iterator[EnvironmentFailed]:
+        """Begin as many as may run at once; those that cannot be begun."""
         while self._waiting and len(self._children) < AT_ONCE:
             job = self._waiting.popleft()
-            work = tempfile.TemporaryDirectory(prefix="lfm-build-")
-            source, result = Path(work.name, "source.json"), Path(work.name, "result.json")
-            source.write_bytes(job.source)
-            root = self.store.root
-            command = (
-                build_command(source, root, result)
-                if job.tarball is None
-                else adopt_command(job.key, job.tarball, source, root, result)
-            )
-            errors = Path(work.name, "log").open("wb+")  # noqa: SIM115  # lives as long as the child
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
-                umask=0o022,  # ours is for secrets; what it builds is none, and keeps its modes
-            )
-            assert process.stdout is not None
-            descriptor = process.stdout.fileno()
-            os.set_blocking(descriptor, False)
-            self.begun += job.tarball is None
-            self._children[descriptor] = _Child(job.key, process, work, errors)
-            self.poller.register(descriptor, zmq.POLLIN)
+            try:
+                self._spawn(job)
+            except OSError as error:
+                if (failed := self._failed(job, error)) is not None:
+                    yield failed
+
+    def _spawn(self, job: _Job) -> None:
+        work = tempfile.TemporaryDirectory(prefix="lfm-build-")
+        try:
+            self._spawn_in(work, job)
+        except BaseException:
+            work.cleanup()
+            raise
+
+    def _spawn_in(self, work: tempfile.TemporaryDirectory[str], job: _Job) -> None:
+        source, result = Path(work.name, "source.json"), Path(work.name, "result.json")
+        source.write_bytes(job.source)
+        root = self.store.root
+        command = (
+            build_command(source, root, result)
+            if job.tarball is None
+            else adopt_command(job.key, job.tarball, source, root, result)
+        )
+        errors = Path(work.name, "log").open("wb+")  # noqa: SIM115  # lives as long as the child
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
+            umask=0o022,  # ours is for secrets; what it builds is none, and keeps its modes
+        )
+        assert process.stdout is not None
+        descriptor = process.stdout.fileno()
+        os.set_blocking(descriptor, False)
+        self.begun += job.tarball is None
+        self._children[descriptor] = _Child(job.key, process, work, errors)
+        self.poller.register(descriptor, zmq.POLLIN)
 
     def owns(self, descriptor: object) -> bool:
         return descriptor in self._children
@@ -124,8 +175,9 @@ class Builds:
         except BlockingIOError:
             return
         if not data:
-            yield self._ended(descriptor)
-            self._start()
+            if (ended := self._ended(descriptor)) is not None:
+                yield ended
+            yield from self._start()
             return
         *lines, child.said = (child.said + data).split(b"\n")
         for line in lines[-1:]:  # the newest says it all
@@ -135,7 +187,7 @@ class Builds:
             except (ValueError, KeyError, TypeError):
                 log.warning("a build says what is not understood: %r", line[:200])
 
-    def _ended(self, descriptor: int) -> News:
+    def _ended(self, descriptor: int) -> News | None:
         child = self._children.pop(descriptor)
         self.poller.unregister(descriptor)
         child.process.wait()
@@ -151,6 +203,8 @@ class Builds:
         except BuildFailed as error:
             log.warning("environment %s cannot be built: %s", child.key[:12], error)
             return EnvironmentFailed(child.key, error.reason, error.module, error.hint)
+        except OSError as error:  # it is made, and will be found
+            return self._failed(_Job(child.key, b""), error)
         finally:
             self._clean(child)
 
@@ -199,6 +253,7 @@ class Builds:
             hold.close()
         self._holds.clear()
         self._waiting.clear()
+        self._put_off.clear()
 
 
 def _signal(child: _Child, number: signal.Signals) -> None:

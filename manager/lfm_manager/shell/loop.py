@@ -149,6 +149,12 @@ class Manager:
         if (due := self.outputs.deadline()) is not None and now >= due:
             for reply in self.outputs.overdue(now):
                 self.listener.send(*reply)  # viewers are answered though nothing can be written
+        if now >= self.transfers.deadline():
+            for stored in self.transfers.retry():
+                self._tell(stored)
+        if now >= self.builds.deadline():
+            for found in self.builds.retry():
+                self._tell(found)
         if self.history is not None and (due := self.history.deadline()) is not None and now >= due:
             self.history.write()
         if self._ending == signal.SIGINT.name:
@@ -164,7 +170,8 @@ class Manager:
         """Milliseconds until something is due."""
         due = self.listener.deadline()
         history = self.history.deadline() if self.history is not None else None
-        for other in (self.core.deadline(), history, self.outputs.deadline(), self.mail.deadline(), self._look_at):
+        others = self.mail.deadline(), self.transfers.deadline(), self.builds.deadline(), self._look_at
+        for other in (self.core.deadline(), history, self.outputs.deadline(), *others):
             due = due if other is None else min(due, other)
         if self.settings.idle_timeout is not None:
             due = min(due, self._busy + self.settings.idle_timeout)
@@ -445,7 +452,7 @@ class Manager:
             "store": "none" if store is None else f"{store.mode.lower()} on {store.file_system or 'an unknown file system'}",
             "log": str(self.run_directory.path / "log"), "refused_packets": self.listener.refusals.total,
             "blob_bytes_sent": self.transfers.sent, "environments_built": self.builds.begun,
-            "trouble": self.mail.trouble,
+            "trouble": self.mail.trouble or self.transfers.trouble or self.builds.trouble,
         }
 
     # ------------------------------------------------------------ beginning and end

@@ -1,10 +1,16 @@
 """Blobs in and out of the manager: what the core asked for is pulled, what others ask for is served.
 
-Nothing is read or sent unless it was asked for, range by range, so that no peer can be flooded.
+Nothing is read or sent unless it was asked for, range by range, so that no peer can be flooded.  What cannot be stored
+because there is no room, or no descriptor, is asked for again every few seconds: that passes, and no call is to fail
+by it.
 """
 
 from __future__ import annotations
 
+import errno
+import logging
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +19,10 @@ from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, PeerId
 from lfm_manager.core.events import BlobLost, BlobStored
 
+log = logging.getLogger(__name__)
+
+AGAIN = 2.0  # seconds until what could not be stored is asked for again
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 Send = Callable[[PeerId, m.FetchBlob | m.BlobChunk | m.BlobMissing], None]
 
 
@@ -23,22 +33,49 @@ class Transfers:
         self.store = store
         self._tarballs, self._send = tarballs, send
         self._pulls: dict[Digest, tuple[PeerId, Fetch]] = {}
+        self._put_off: dict[Digest, tuple[PeerId, int]] = {}  # cannot be stored now
+        self._again = math.inf  # when to try
+        self.trouble = ""  # why, for people
         self.sent = 0  # bytes of blobs, to whomever
 
     def pull(self, peer: PeerId, digest: Digest, size: int) -> BlobStored | BlobLost | None:
         """Get a blob from a peer; an answer at once if it is here, or cannot be taken."""
         try:
             if self.store.has(digest):
-                return BlobStored(digest)
+                if self.store.size(digest) == size:
+                    return BlobStored(digest)
+                self.store.drop(digest)  # damaged: a neighbour that may link what it has was cut short
             self._give_up(digest)
             fetch = Fetch(self.store, digest, size)
         except (OSError, ValueError, BadBlob) as error:
-            return BlobLost(digest, f"the manager cannot store it: {error}")
+            return self._failed(peer, digest, size, error)
         if fetch.done:
             return BlobStored(digest)
         self._pulls[digest] = (peer, fetch)
         self._ask(peer, fetch)
         return None
+
+    def _failed(self, peer: PeerId, digest: Digest, size: int, error: Exception) -> BlobLost | None:
+        """Lost, or put off if that passes."""
+        if not isinstance(error, OSError) or error.errno not in PASSING:
+            return BlobLost(digest, str(error) if isinstance(error, BadBlob) else f"the manager cannot store it: {error}")
+        if not self.trouble:
+            log.error("blobs cannot be stored in %s: %s; they are asked for again", self.store.directory, error.strerror)
+        self._again = min(self._again, time.monotonic() + AGAIN)
+        self.trouble = f"blobs cannot be stored in {self.store.directory}: {error.strerror}"
+        self._put_off[digest] = (peer, size)
+        return None
+
+    def deadline(self) -> float:
+        """When ``retry`` is due."""
+        return self._again
+
+    def retry(self) -> list[BlobStored | BlobLost]:
+        """Ask again for what could not be stored."""
+        waiting, self._put_off = self._put_off, {}
+        self._again = math.inf
+        answers = [self.pull(peer, digest, size) for digest, (peer, size) in waiting.items()]
+        return [answer for answer in answers if answer is not None]
 
     def _ask(self, peer: PeerId, fetch: Fetch) -> None:
         for request in fetch.requests():
@@ -62,9 +99,10 @@ class Transfers:
             done = fetch.feed(chunk)
         except (BadBlob, OSError) as error:
             self._give_up(chunk.digest)
-            return BlobLost(chunk.digest, str(error))
+            return self._failed(peer, chunk.digest, fetch.size, error)
         if done:
             del self._pulls[chunk.digest]
+            self.trouble = ""
             return BlobStored(chunk.digest)
         self._ask(peer, fetch)
         return None
@@ -80,6 +118,8 @@ class Transfers:
         """A peer left; the core knows what it had asked of it."""
         for digest in [d for d, (owner, _) in self._pulls.items() if owner == peer]:
             self._give_up(digest)
+        self._put_off = {d: who for d, who in self._put_off.items() if who[0] != peer}
+        self._forget_trouble()
 
     def serve(self, peer: PeerId, fetch: m.FetchBlob) -> None:
         """Give a peer the range that it asks for."""
@@ -94,7 +134,13 @@ class Transfers:
 
     def drop(self, digest: Digest) -> None:
         self._give_up(digest)
+        self._put_off.pop(digest, None)
+        self._forget_trouble()
         self.store.drop(digest)
+
+    def _forget_trouble(self) -> None:
+        if not (self._put_off or self._pulls):
+            self.trouble = ""
 
     def close(self) -> None:
         for digest in list(self._pulls):
