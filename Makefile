@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PEERS ?= $(PY)
 
-.PHONY: demo test check bench cluster clean
+.PHONY: demo test soak check bench cluster clean
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lfm needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -23,6 +23,11 @@ demo: $(VENV)/.demo  ## the paper's application on real molecules
 
 test: $(VENV)/.test  ## every test that needs no cluster
 	$(PY) -m pytest -q -m 'not cluster'
+
+SEEDS ?= 20000
+
+soak: $(VENV)/.test  ## the same for longer: simulated worlds
+	LFM_SEEDS=$(SEEDS) $(PY) -m pytest -q tests/sim/test_worlds.py
 
 cluster: $(VENV)/.test  ## tests on a real Slurm and between network namespaces; needs root and the tools
 	$(PY) -m pytest -q -m cluster -rs

@@ -39,8 +39,11 @@ class Calls:
         self._open: dict[TaskId, Future[Any]] = {}  # the manager has them
         self._keep = keep
         self._kept: dict[TaskId, Future[Any]] = {}  # over; the manager keeps what came of them
-        self._declared: set[EnvironmentKey | FunctionId] = set()
+        self._adopted: set[TaskId] = set()  # that were submitted elsewhere, over or not
+        self._declared: dict[FunctionId, None] = {}
+        self._environments: set[EnvironmentKey] = set()  # of these
         self._released: list[TaskId] = []
+        self._stopping: dict[TaskId, None] = {}  # to be killed, and the manager has not said yet how they ended
         self._repairs = Repairs(outgoing, repaired)
         self.summary = Summary()
         self.inline_over = 0  # bytes of arguments that were in messages and are not any more
@@ -77,39 +80,55 @@ class Calls:
             if isinstance(payload, o.Blob):
                 self._outgoing.spool.lend(payload)
 
+    def _declare(self, function: FunctionId) -> None:
+        if function in self._declared:
+            return
+        described = self._outgoing.described[function]
+        self._lend(described.function.code, described.function.overlay)
+        if described.environment.key not in self._environments:
+            self._lend(described.environment.plan)
+            self._say(described.environment)
+            self._environments.add(described.environment.key)
+        self._say(described.function)
+        self._declared[function] = None
+
     def _submit(self, submit: m.Submit) -> None:
-        if submit.function not in self._declared:
-            described = self._outgoing.described[submit.function]
-            self._lend(described.function.code, described.function.overlay)
-            if described.environment.key not in self._declared:
-                self._lend(described.environment.plan)
-                self._say(described.environment)
-                self._declared.add(described.environment.key)
-            self._say(described.function)
-            self._declared.add(submit.function)
+        self._declare(submit.function)
         self._lend(submit.arguments, *submit.blobs)
         self._say(submit)
 
     def say_all_again(self) -> None:
-        """The manager knows nothing of this session."""
-        self._declared.clear()
+        """The manager knows nothing of this session.
+
+        All that was declared is said again: calls that another process of the session submitted may wait for it.
+        """
+        declared, self._declared = self._declared, {}
+        self._environments.clear()
+        for function in declared:
+            self._declare(function)
         for future in list(self._open.values()):
             if future._submit is not None:
                 self._submit(future._submit)
+        if self._stopping:  # it may have the calls from its store, but not that wish
+            self._say(m.Kill(tuple(self._stopping)))
         self._incoming.restart()
 
     def withdraw(self, future: Future[Any]) -> None:
         """Cancelled here: off the books.  Kill, because it may have started without our knowing."""
         if self._open.pop(future._id, None) is not None:
             self._let_go(future)
-            self._say(m.Kill((future._id,)))
+            self._kill(future._id)
 
     def stop(self, future: Future[Any]) -> None:
         """Kill a call, wherever it is."""
         if (broken := self._repairs.give_up(future)) is not None:
             self._complete(future, broken.but(outcome=o.Killed()), None)
         elif future._id in self._open:
-            self._say(m.Kill((future._id,)))
+            self._kill(future._id)
+
+    def _kill(self, task: TaskId) -> None:
+        self._stopping[task] = None
+        self._say(m.Kill((task,)))
 
     @property
     def unreleased(self) -> int:
@@ -139,8 +158,10 @@ class Calls:
     # -- what we hear
 
     def yours(self, future: Future[Any]) -> None:
-        """A call of this session that was submitted elsewhere."""
-        if future._id not in self._open and future._id not in self._kept:
+        """A call of this session that was submitted elsewhere.  A manager that came back says it again, also of those
+        that were taken: it may have died before it could write that down."""
+        if future._id not in self._adopted and future._id not in self._open:
+            self._adopted.add(future._id)
             self._open[future._id] = future
 
     def taken(self, task: TaskId) -> None:
@@ -158,6 +179,7 @@ class Calls:
                 future.set_running_or_notify_cancel()
 
     def finished(self, message: m.Finished) -> None:
+        self._stopping.pop(message.task, None)
         future = self._open.get(message.task)
         if future is None:  # cancelled here: what came of it is dropped
             if message.task not in self._kept:  # else it is said again, after a cut
@@ -228,7 +250,7 @@ class Calls:
     def fail(self, task: TaskId, error: BaseException) -> None:
         """End one from here."""
         if (future := self._open.pop(task, None)) is not None:
-            self._say(m.Kill((task,)))
+            self._kill(task)
             self._let_go(future)
             with contextlib.suppress(InvalidStateError):
                 future.set_exception(error)

@@ -247,7 +247,9 @@ class Listener:
         if type(hello) is not _HELLO_OF.get(role):
             raise ProtocolError(f"this key is for a {role or 'nobody'}; use the connection file of your role")
         known, before = self._by_name.get((role, name)), self._by_route.get(route)
-        if before is not None and before is not known:
+        if before is not None and before is known:
+            return  # it was asked more than once who it is: the welcome is on its way
+        if before is not None:
             self._end(before, "its connection is another's now", news)
         if known is not None and epoch == self.epoch:
             self._reroute(known, route, now)
@@ -358,9 +360,9 @@ class Listener:
             self._put(session, session.link.control(ACK))
         if session.route is None and self._is_dead(session):
             self._end(session, "its process ended", news, sure=True)
-        elif session.gone is not None and now - session.gone >= self._gone_lease:
+        elif session.gone is not None and now >= session.gone + self._gone_lease:
             self._end(session, f"its connection closed and did not come back for {now - session.gone:.0f} s", news)
-        elif silent >= self._lease:
+        elif now >= session.heard + self._lease:
             self._end(session, f"silent for {silent:.0f} s", news)
         elif session.route is not None:
             patience = min(RESEND_AFTER, self._ping_every) if session.link.unacknowledged else self._ping_every

@@ -13,13 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgpack
 import pytest
 import zmq
 
 from lfm.connection import Dialer, Joined, Left, Listener, Said
 from lfm.errors import ConnectionFailed, ProtocolError
 from lfm.protocol import messages as m
+from lfm.protocol.codec import encode
 from lfm.protocol.ids import PeerId
+from lfm.protocol.link import Link
 from lfm.run import ConnectionFile, RunDirectory, find_run
 
 pytestmark = pytest.mark.process
@@ -309,6 +312,29 @@ def test_a_listener_that_was_away_itself_blames_nobody(tmp_path: Path) -> None:
     assert [type(n) for n in pair.news] == [Joined, Said]
     dialer.close()
     pair.listener.close()
+
+
+def test_who_is_asked_twice_who_it_is_joins_once(pair: Pair) -> None:
+    """Each packet that comes before the hello is answered by "say hello"; what follows the first welcome must not be lost by the second."""
+    file = find_run(pair.run.path, "client")
+    context = zmq.Context()
+    hasty = context.socket(zmq.DEALER)
+    hasty.curve_serverkey = file.server_key.encode()
+    hasty.curve_publickey, hasty.curve_secretkey = file.public_key.encode(), file.secret_key.encode()
+    hasty.connect(file.addresses[0])
+    facts = {"version": m.VERSION, "session": "s", "epoch": "", "received": 0}
+    hello = [b"H", msgpack.packb(facts), encode(client_hello())]
+    hasty.send_multipart(hello)
+    hasty.send_multipart(hello)
+    link = Link()
+    link.push(encode(m.Query(1, "after both")))
+    for packet in link.packets():
+        hasty.send_multipart(packet)
+    pair.spin(until=lambda: any(isinstance(n, Said) for n in pair.news))
+    assert [type(n) for n in pair.news] == [Joined, Said]
+    assert hasty.recv_multipart()[0] == b"W"
+    hasty.close(0)
+    context.term()
 
 
 def test_random_packets_harm_nobody(pair: Pair) -> None:

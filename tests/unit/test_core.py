@@ -915,3 +915,14 @@ def test_a_worker_that_shrinks_keeps_what_runs_and_is_given_no_more_than_it_has(
     assert "3 cores" in text
     desk.do(e.WorkerSaid(W1, m.OfferChanged(Resources(4, 4 * GB, 0))))
     assert runs(desk.ended("d")) == [("large", 1, W1)]
+
+
+def test_what_a_manager_lost_of_a_calls_arguments_it_asks_for_again() -> None:
+    large = Blob(Digest("a" * 64), 10**6)
+    desk = Desk(environment=False)
+    saved = e.SavedTask(m.Submit(TaskId("s-1"), FUNCTION, large, ASKED), 0, "", None)
+    declared = m.DeclareEnvironment(ENV, PLAN, "numpy"), m.DeclareFunction(FUNCTION, "mod.f", "mod.f", ENV, CODE, None, ())
+    hello = m.ClientHello("s", "me", "here", 1)
+    desk.do(e.Recovered(declared[:1], declared[1:], (e.SavedSession("s", hello, (saved,)),)))
+    desk.client()
+    assert c.GetBlob(CLIENT, large.digest, large.size) in desk.do(e.ClientSaid(CLIENT, saved.submit))

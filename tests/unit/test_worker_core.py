@@ -402,6 +402,7 @@ class TestOutbox:
             box.said(message)
         box.confirmed(1, now=0.0)
         assert [r.task for r in box.running()] == ["t-1", "t-2"]
+        box.welcomed()
         box.confirmed(1, now=KEEP_S + 1)  # the first is surely stored by now
         assert box.again() == [second]
         assert box.again() == []
@@ -510,3 +511,30 @@ def test_what_a_call_prints_is_read_only_while_it_runs() -> None:
     assert core.handle(e.Told(asked), 3.0) == [c.ReadOutput(1, 1, asked)]
     core.handle(e.CallStopped(1, DONE, None), 4.0)
     assert core.handle(e.Told(asked), 4.0) == nothing
+
+
+def test_who_only_waits_for_the_killed_to_end_is_not_woken_for_it() -> None:
+    core = warm()
+    core.handle(e.Told(run()), 10.0)
+    core.handle(e.CallBegan(2), 10.0)
+    core.handle(e.DrainAsked("told to", within=5.0), 11.0)
+    assert core.deadline() is not None
+    core.handle(e.Ticked(), 16.0)
+    due = core.deadline()
+    assert due is None or due > 16.0, "it would spin until the call is dead"
+
+
+def test_an_end_that_a_hello_named_is_not_forgotten_before_it_is_said_again() -> None:
+    outbox = Outbox()
+    ended = m.CallEnded(TaskId("t-1"), 1, DONE, None)
+    outbox.said(ended)
+    outbox.confirmed(0, 0.0)
+    assert outbox.running() == (m.Running(TaskId("t-1"), 1),)
+    outbox.confirmed(0, KEEP_S + 1.0)
+    assert outbox.again() == [ended]
+    outbox.said(ended)
+    outbox.confirmed(0, 0.0)
+    outbox.running()
+    outbox.welcomed()
+    outbox.confirmed(0, KEEP_S + 1.0)
+    assert outbox.again() == []

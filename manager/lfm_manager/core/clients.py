@@ -265,9 +265,15 @@ class Clients:
         calls.past.spent(wanted)
 
     def _again(self, task: Task, session: Session) -> None:
-        """Submitted a second time, after a cut: an answer that it may have missed is said again."""
-        if session.peer is not None:
+        """Submitted a second time, after a cut: an answer that it may have missed is said again, and what we may have
+        lost is asked for again."""
+        if session.peer is None:
+            return
+        if isinstance(task.state, Done | Failed):
             self._answer(task, session.peer)
+            return
+        for blob in task.blobs:
+            self._blobs.offer(blob.digest, session.peer)
 
     def _answer(self, task: Task, peer: PeerId) -> None:
         """Say how it ended, if it has."""

@@ -32,6 +32,7 @@ class Outbox:
         self._said = 0
         self._kept: deque[_Kept] = deque()
         self._confirmed_bytes = 0
+        self._named = False  # in a hello that was not answered yet: its manager waits for them
 
     def said(self, message: m.Message) -> None:
         """This was given to the link."""
@@ -48,7 +49,7 @@ class Outbox:
             if kept.number <= through:
                 kept.confirmed = now
                 self._confirmed_bytes += kept.size
-        while self._kept and (since := self._kept[0].confirmed) is not None and (
+        while not self._named and self._kept and (since := self._kept[0].confirmed) is not None and (
             now - since > KEEP_S or self._confirmed_bytes > KEEP_BYTES
         ):
             self._confirmed_bytes -= self._kept.popleft().size
@@ -60,8 +61,13 @@ class Outbox:
         self._confirmed_bytes = 0
         return ends
 
+    def welcomed(self) -> None:
+        """The manager knew this session, and what it was told."""
+        self._named = False
+
     def running(self) -> tuple[m.Running, ...]:
-        """The attempts that are over, for a hello."""
+        """The attempts that are over, for a hello: none is forgotten until ``welcomed``."""
+        self._named = bool(self._kept)
         return tuple(m.Running(kept.ended.task, kept.ended.attempt) for kept in self._kept)
 
 

@@ -125,7 +125,7 @@ class WorkerCore:
             times.append(self._stalled[ahead].since + TOO_LONG)
         if self.draining is None and settings.end is not None:
             times.append(settings.end - settings.margin)
-        if self.draining is not None and self.draining.until is not None:
+        if self.draining is not None and self.draining.until is not None and self._may_kill():
             times.append(self.draining.until)
         if self._idle_since is not None and settings.idle_timeout is not None and self.draining is None:
             times.append(self._idle_since + settings.idle_timeout)
@@ -418,6 +418,10 @@ class WorkerCore:
             self._drain("its allotment ends", now, within=settings.margin * 0.8)
         if self.draining is not None and self._overdue(now):
             self._kill_all(self.draining.reason)
+
+    def _may_kill(self) -> bool:
+        """Whether there is something left to do about the end of its patience: kill what runs, or leave results behind."""
+        return not self.calls or any(not call.doomed for call in self.calls.values())
 
     def _overdue(self, now: float) -> bool:
         return self.draining is not None and self.draining.until is not None and now >= self.draining.until

@@ -275,6 +275,7 @@ class Worker:
             case m.FetchBlob():
                 self._tell(self._transfers.serve(message))
             case m.Welcome():
+                self._outbox.welcomed()
                 if not message.resumed:
                     self._start_over()
             case _:

@@ -1,0 +1,74 @@
+"""A session's books of its calls, with a manager that forgets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from worlds.client import Pulled, Shelf
+
+from lfm.calls import Calls
+from lfm.future import Future
+from lfm.protocol import messages as m
+from lfm.protocol.ids import FunctionId, TaskId
+from lfm.protocol.outcomes import Inline, Killed, Outcome, Returned
+from lfm.protocol.resources import Request
+
+VALUE = Returned(Inline(b"x"))
+T1, T2 = TaskId("s-1"), TaskId("s-2")
+
+
+class Books:
+    def __init__(self, keep: bool = False) -> None:
+        self.said: list[m.Message] = []
+        say = self.said.append
+        self.calls = Calls(say, Shelf(), Pulled(say), new_id=lambda: T2, repaired=lambda repair: None, keep=keep)  # type: ignore[arg-type]
+
+    def submit(self, task: TaskId = T1) -> Future[Any]:
+        future: Future[Any] = Future()
+        future._id, future._submit = task, m.Submit(task, FunctionId("f0"), Inline(b""), Request())
+        self.calls.send(future)
+        return future
+
+    def again(self) -> list[m.Message]:
+        """What a manager that came back is told."""
+        self.said.clear()
+        self.calls.say_all_again()
+        return self.said
+
+
+def finished(task: TaskId, outcome: Outcome = VALUE) -> m.Finished:
+    return m.Finished(task, outcome, None, None, ())
+
+
+def test_the_wish_to_stop_a_call_outlives_the_manager() -> None:
+    books = Books()
+    killed, cancelled = books.submit(T1), books.submit(T2)
+    books.calls.stop(killed)
+    assert cancelled.cancel()
+    books.calls.withdraw(cancelled)
+    assert m.Kill((T1, T2)) in books.again()
+    books.calls.finished(finished(T1, Killed()))
+    books.calls.finished(finished(T2))
+    assert not any(isinstance(said, m.Kill) for said in books.again())
+
+
+def test_what_was_declared_is_declared_again_though_its_calls_are_over() -> None:
+    books = Books()
+    future = books.submit()
+    first = [said for said in books.said if not isinstance(said, m.Submit)]
+    books.calls.finished(finished(T1))
+    assert future.done() and len(first) == 2
+    assert books.again() == first
+
+
+def test_a_call_that_was_taken_is_not_adopted_once_more() -> None:
+    books = Books(keep=True)
+    for _ in range(2):  # a manager, and one that came back and had not written down that it may forget the call
+        future: Future[Any] = Future()
+        future._id = TaskId("other-1")
+        books.calls.yours(future)
+        books.calls.finished(finished(future._id))
+        books.calls.taken(future._id)
+        assert books.calls.kept() == [] and not books.calls
+    books.calls.release()
+    assert books.said == [m.Release((TaskId("other-1"),) * 2)]
