@@ -926,3 +926,12 @@ def test_what_a_manager_lost_of_a_calls_arguments_it_asks_for_again() -> None:
     desk.do(e.Recovered(declared[:1], declared[1:], (e.SavedSession("s", hello, (saved,)),)))
     desk.client()
     assert c.GetBlob(CLIENT, large.digest, large.size) in desk.do(e.ClientSaid(CLIENT, saved.submit))
+
+
+def test_a_blob_that_nobody_needed_at_a_restart_is_asked_for_when_somebody_does() -> None:
+    put = Blob(Digest("a" * 64), 10**6)
+    desk = Desk(environment=False)
+    desk.do(e.Recovered((), (), (), (put.digest,)))  # what nobody needs is removed then
+    desk.client()
+    desk.declare()
+    assert c.GetBlob(CLIENT, put.digest, put.size) in desk.submit("s-1", blobs=(put,))

@@ -30,3 +30,4 @@ def recover(
             task = calls.restore(session, record, crew.recovery_ends, now)
             if task is not None and isinstance(task.state, Adrift):
                 crew.adrift.setdefault(record.worker, {})[task.id] = task
+    blobs.present.intersection_update(blobs.known)  # nobody needs the rest: the shell removes it
