@@ -25,9 +25,10 @@ test: $(VENV)/.test  ## every test that needs no cluster
 	$(PY) -m pytest -q -m 'not cluster'
 
 SEEDS ?= 20000
+ROUNDS ?= 500
 
-soak: $(VENV)/.test  ## the same for longer: simulated worlds
-	LFM_SEEDS=$(SEEDS) $(PY) -m pytest -q tests/sim/test_worlds.py
+soak: $(VENV)/.test  ## the same for longer: simulated worlds, killed processes
+	LFM_SEEDS=$(SEEDS) LFM_ROUNDS=$(ROUNDS) $(PY) -m pytest -q tests/sim/test_worlds.py tests/process/test_kills.py
 
 cluster: $(VENV)/.test  ## tests on a real Slurm and between network namespaces; needs root and the tools
 	$(PY) -m pytest -q -m cluster -rs

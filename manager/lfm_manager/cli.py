@@ -130,11 +130,11 @@ def _settings(run: RunDirectory, options: dict[str, Any]) -> Any:
         interface = addresses.of_interface(options["interface"])
     else:
         interface = options["host"] or (addresses.LOOPBACK if ephemeral else addresses.ANY)
-    idle = options["idle_timeout"]
+    idle, lease = options["idle_timeout"], _lease(options["lease"])
     return Settings(
         interface, _ports(options["ports"], run), options["advertise"], *_strategies(options["strategies"]), ephemeral,
         options["stdin_eof"], _learns(ephemeral), None if idle is None else parse_duration(idle),
-        Policy(epoch=time.time() - time.monotonic()), _lease(options["lease"]),
+        Policy(epoch=time.time() - time.monotonic(), recovery=lease), lease,
     )
 
 

@@ -261,8 +261,8 @@ class World:
         for person in self.people:
             for future in person.client.futures.values():
                 if not future.cancelled() and (error := future._exception) is not None:
-                    # a call that was taken may come back after a crash, without its value
-                    need(self.natures[future._id].taken or "lost with the manager" not in str(error), f"{future._id}: {error}")
+                    # a call that was taken, or not wanted, may come back after a crash without its value
+                    need(self.natures[future._id].taken or future._id in self.stopped or "lost with the manager" not in str(error), f"{future._id}: {error}")
 
     def _settle(self) -> None:
         """Everybody says goodbye, and nothing is left of it all."""
