@@ -22,7 +22,7 @@ from lfm.connection import Dialer
 from lfm.errors import ConnectionFailed, ProtocolError
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest
-from lfm.protocol.outcomes import Blob, Inline
+from lfm.protocol.outcomes import Blob, Inline, Returned
 from lfm.run import ConnectionFile
 from lfm.testing import wait_until
 
@@ -102,8 +102,9 @@ def test_a_full_run_directory_stops_the_manager_until_there_is_room(cluster: Clu
     client.say(*(submit(n, Inline(os.urandom(20_000))) for n in range(1, 40)))  # as a client does to whom nothing was confirmed
     run_one(worker)
     client.wait(m.Finished)
+    run = worker.wait(m.Run)
     small.fill()
-    run = run_one(worker)
+    worker.say(m.CallEnded(run.task, run.attempt, Returned(Inline(b"v")), None))
     wait_until(lambda: "full" in alerts(viewer), "the alert")
     client.pump()
     assert not [x for x in client.heard if isinstance(x, m.Finished) and x.task == run.task]
