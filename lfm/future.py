@@ -7,9 +7,10 @@ by three verbs: cancelled, kill, ask.
 from __future__ import annotations
 
 import concurrent.futures
+from collections import Counter
 from collections.abc import Generator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, PENDING, RUNNING
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from lfm.blame import Sealed, how_it_ended
 from lfm.errors import RemoteError
@@ -19,6 +20,18 @@ from lfm.protocol.outcomes import Attempt
 from lfm.protocol.resources import Resources, Usage
 
 T = TypeVar("T")
+_WHY = {  # by the outcome of an attempt that was not the last
+    "memory": "too_small", "disk": "too_small", "raised": "raised", "crashed": "raised", "environmentbroken": "environment",
+}  # fmt: skip
+
+
+class Retries(NamedTuple):
+    """How often a call ran again, by whose fault it was."""
+
+    lost: int = 0  # its node, interpreter or monitor went away, or it was handed back before it began
+    too_small: int = 0  # what it was given by itself did not suffice
+    raised: int = 0  # it raised or crashed, and ``retries=`` said so
+    environment: int = 0  # its environment lacked a module
 
 
 class Owner(Protocol):
@@ -136,6 +149,11 @@ class Future(concurrent.futures.Future[T]):
     def attempts(self) -> tuple[Attempt, ...]:
         """Every run of the call; as far as they are known, until it is over."""
         return self._finished.attempts if self._finished else self._earlier
+
+    @property
+    def retries(self) -> Retries:
+        """Why the call ran more than once, each reason counted for itself."""
+        return Retries(**Counter(_WHY.get(attempt.outcome, "lost") for attempt in self.attempts[:-1]))
 
     @property
     def stdout(self) -> str:
