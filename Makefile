@@ -41,6 +41,8 @@ check: $(VENV)/.test  ## lint, types, import rules
 bench: $(VENV)/.test  ## speed, as ratios in one run; PEERS=PYTHON has parsl, distributed or ray installed
 	$(PY) bench/bench.py --peers $(PEERS)
 	$(PY) bench/environments.py
+	$(PY) bench/first_submit.py
+	$(PY) bench/transfer.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

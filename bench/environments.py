@@ -118,11 +118,6 @@ def whole_size() -> int:
 
 def measure(modules: list[str], rounds: int) -> dict[str, Any]:
     packed = Packer().pack(nothing, imports=modules)
-    analysis = []
-    for _ in range(rounds):
-        start = time.process_time()
-        Packer().pack(nothing, imports=modules)
-        analysis.append(time.process_time() - start)
     store = Store()
     built = child.build(packed.plan, store)
     start = time.perf_counter()
@@ -138,7 +133,7 @@ def measure(modules: list[str], rounds: int) -> dict[str, Any]:
         "imports": modules, "processors": len(os.sched_getaffinity(0)), "bytes": built.bytes, "whole_bytes": whole_size(),
         "distributions": len(built.distributions), "whole_distributions": packed.plan.whole["distributions"],
         "unpacked_bytes": built.unpacked_bytes, "pack_s": pack_ours, "tar_zstd_s": pack_tar, "unpack_s": unpack_ours,
-        "tar_x_s": unpack_tar, "first_import_s": first, "later_import_s": later, "analysis_s": median(analysis),
+        "tar_x_s": unpack_tar, "first_import_s": first, "later_import_s": later,
         "found_again_s": found_s,
     }  # fmt: skip
 
@@ -157,7 +152,7 @@ def show(it: dict[str, Any]) -> None:
     for name, value, most in rows:
         wanted = "" if most is None else f"   at most {most:g}{'' if value <= most else ': MISSED'}"
         print(f"  {name:<28} {value:9.2f}{wanted}")
-    for name in ("pack_s", "tar_zstd_s", "unpack_s", "tar_x_s", "first_import_s", "later_import_s", "analysis_s", "found_again_s"):
+    for name in ("pack_s", "tar_zstd_s", "unpack_s", "tar_x_s", "first_import_s", "later_import_s", "found_again_s"):
         print(f"  {name.removesuffix('_s').replace('_', ' '):<28} {it[name] * 1000:9.1f} ms")
 
 

@@ -191,6 +191,7 @@ class Crew:
                 worker.record.moved = now
                 self._environments.came(digest, worker, self.workers)
             case m.EnvironmentComing():
+                worker.record.moved = now
                 self._environments.coming(message, worker, self.workers, now)
             case m.EnvironmentUnusable(digest=digest):
                 self._environments.came(digest, worker, self.workers)

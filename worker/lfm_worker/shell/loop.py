@@ -47,6 +47,7 @@ SILENCE = 3.0  # seconds of them without a sign of the manager
 RETRY_ORPHANS = 0.05
 FAR_EVERY = 1.0  # seconds between two words on how far environments are, and before the first
 SMALL_OVERLAY = 1 << 20  # bytes
+SCAN_EVERY = 30.0  # seconds between two looks at the node's cache, where only overlays come
 TOGETHER = 0.02  # seconds that the end of a call may wait for others
 
 
@@ -86,7 +87,7 @@ class Worker:
         self._readers: dict[int, Callable[[], None]] = {}
         self._terminated = False
         self._orphans = False
-        self._look_at = self._say_far_at = 0.0
+        self._look_at = self._say_far_at = self._scan_at = 0.0
         self._speak_at = math.inf  # when what is to be said has waited long enough
         self._reason: str | None = None  # why it left
         self._lost: float | None = None  # since when the manager is, as it was last said
@@ -409,7 +410,10 @@ class Worker:
     def _prepared(self, event: e.Prepared) -> None:
         self._cache.note_size(event.item, event.size)
         self._handle(event)
-        self._handle(e.CacheScanned(self._cache.scan(time.monotonic())))
+        now = time.monotonic()
+        if event.item.kind == "environment" or now >= self._scan_at:  # overlays are many and small
+            self._scan_at = now + SCAN_EVERY
+            self._handle(e.CacheScanned(self._cache.scan(now)))
 
     # ------------------------------------------------------------ signals, stdin, descriptors
 
