@@ -24,6 +24,7 @@ Told = tuple[int, int, tuple[bytes, ...], tuple[payload.Buffer, ...]]  # kind, b
 NOTHING: Told = (0, 0, (), ())
 _WORTH_A_LOOK = 4 << 20  # bytes from which it does not matter what looking costs
 _UNSURE = 1 << 20  # bytes of doubt about copied pages from which smaps_rollup is worth its price
+pages: Any = None  # native.Pages of the forker that this process comes from
 runtime_lib = ""  # what the worker gave along, at the end of the import path; set by the template
 _OURS = (__file__, payload.__file__, __file__.replace("answer.py", "call.py"), __file__.replace("answer.py", "native.py"))
 
@@ -315,6 +316,8 @@ def look_first(shared: mmap.mmap, buffer: bytearray) -> bool:
 
 def look_last(shared: mmap.mmap, first: bool) -> tuple[int, int]:
     """The exact peak (0: the bounds are close enough) and the mapped files that came in the call (kB; -1: not counted)."""
+    if page.NUMBER.unpack_from(shared, page.LEARN_AT)[0] == 1:
+        page.learned(shared, pages.own() if pages is not None else [])
     figures = memoryview(page.figures(shared))
     _, base, base_files = page.base(shared)
     files = -1
@@ -322,6 +325,7 @@ def look_last(shared: mmap.mmap, first: bool) -> tuple[int, int]:
         files = max(0, mapped_files() - base_files // page.KB)
         if first:
             page.NUMBER.pack_into(shared, page.FILES_AT + 8, files)
+            page.NUMBER.pack_into(shared, page.LEARN_AT, 1)  # the next is an ordinary one
     _, low, high, _ = page.read_figures(figures, files)
     if high - low <= _UNSURE:
         return 0, files

@@ -23,6 +23,7 @@ from lfm.monitor.group import SlotGroup
 
 WARM = b"w"  # a function to load comes next
 OOM_SCORE = 500
+MOST_MEMORY = 512 << 20  # bytes of a template beyond which nobody looks for the pages that calls write to
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +131,25 @@ class _Own:
         self._task = os.open("/proc/self/task", os.O_RDONLY | os.O_CLOEXEC)
         self._fd = os.open("/proc/self/fd", os.O_RDONLY | os.O_CLOEXEC)
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._maps = os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
         self._children = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
 
     def traits(self) -> tuple[int, int, bytes]:
         """Threads, descriptors, children: what a loaded function must not have changed."""
         return len(os.listdir(self._task)), len(os.listdir(self._fd)), os.pread(self._children, 4096, 0)
+
+    def writable(self) -> list[tuple[int, int]]:
+        """Where private, writable memory lies; nothing if it is so much that to look at all of it takes too long."""
+        before: list[tuple[int, int]] = []
+        while True:  # until reading it changes nothing
+            data = b""
+            while part := os.pread(self._maps, 1 << 16, len(data)):
+                data += part
+            found = [line.split(b" ", 2)[0].split(b"-") for line in data.splitlines() if b" rw-p " in line]
+            now = [(int(start, 16), int(end, 16)) for start, end in found]
+            if now == before:
+                return now if sum(end - start for start, end in now) < MOST_MEMORY else []
+            before = now
 
     def resident(self) -> int:
         return int(os.pread(self._statm, 256, 0).split()[1]) * mmap.PAGESIZE
@@ -172,8 +187,9 @@ def _fork_for_ever(ends: Ends, asked: int, own: _Own) -> NoReturn:
     while True:
         reseed()  # in full, for what these generators hold besides their state
         spots = native.random_spots()
+        answer.pages = pages = native.Pages(own.writable())
         loop, receive, measure, respond = native.make(
-            shared, channel, buffer, socket=asked, parent=parent, flags=linux.CLONE_PARENT, spots=spots
+            shared, channel, buffer, socket=asked, parent=parent, flags=linux.CLONE_PARENT, spots=spots, pages=pages
         )
         if not loop():
             break
@@ -212,7 +228,7 @@ def _load(data: bytes, ends: Ends, own: _Own) -> call.Warm:
     gc.disable()
     gc.freeze()
     page.NUMBER.pack_into(ends.page, page.WARM_AT, max(0, own.resident() - before))
-    page.NUMBER.pack_into(ends.page, page.FILES_AT, 0)  # to be counted anew
+    page.forget_loaded(ends.page)
     return code, function
 
 

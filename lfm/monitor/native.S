@@ -12,6 +12,7 @@
         .set    SAID, 80                # what the forker was told
         .set    TROUBLE, 88             # what the kernel said against the call's directory and affinity; 0: nothing
         .set    SIZE, 96                # of the message with the work
+        .set    LEARN, 104              # 1: find out which pages calls write to
         .set    FILES, 112              # kB of mapped files before the first call of a forker, and how much they grew
         .set    BEFORE, 128             # struct rusage before the call,
         .set    AFTER, 272              # after it,
@@ -20,6 +21,7 @@
         .set    ENDED, 576
         .set    FIGURES, 480            # bytes from FILES to here: they go with the answer
         .set    IOVEC, 592
+        .set    PAGES, 1024             # how many pages calls write to, and their addresses
         .set    MAXRSS, 32              # in struct rusage
         .set    MINFLT, 64
         .set    LENGTH, 16              # in PyBytesObject
@@ -78,9 +80,17 @@ loop:
         addq    $16, %r8
         jmp     3b
 
-# Read the work and begin: True if something is to be looked at first (no files counted yet, trouble with its directory).
+# Have the pages copied that calls write to, while there is time; read the work and begin: True if something is to be looked at first (no files counted yet, trouble with its directory).
 receive:
         movabsq $0xaaaaaaaaaaaaaaaa, %r9 # @page
+        movq    PAGES(%r9), %rcx
+9:      testq   %rcx, %rcx
+        jz      1f
+        movq    PAGES(%r9,%rcx,8), %rax
+        lock orb $0, (%rax)
+        decq    %rcx
+        jmp     9b
+1:
         movl    $98, %eax               # getrusage(RUSAGE_SELF, &BEFORE)
         xorl    %edi, %edi
         leaq    BEFORE(%r9), %rsi
@@ -125,7 +135,8 @@ receive:
         je      true
         jmp     false
 
-# Take the figures: True if memory grew by more than a little, or may have, and is worth a look at what it is.
+# Take the figures: True if memory grew by more than a little, or may have, and is worth a look at what it is; or if this
+# call is to learn, and has read what the kernel knows of its pages.
 measure:
         movabsq $0xaaaaaaaaaaaaaaaa, %r9 # @page
         movl    $98, %eax               # getrusage(RUSAGE_SELF, &AFTER)
@@ -140,7 +151,24 @@ measure:
         movl    $1, %edi
         leaq    ENDED(%r9), %rsi
         syscall
-        movq    AFTER+MAXRSS(%r9), %rax
+        cmpq    $1, LEARN(%r9)
+        jne     2f
+        movl    $2, %eax                # open(pagemap, O_RDONLY)
+        leaq    pagemap(%rip), %rdi
+        xorl    %esi, %esi
+        syscall
+        movl    %eax, %edi
+        movabsq $0xafafafafafafafaf, %r8 # @table: size, where in the file, and where to; 0 ends it
+1:      movq    (%r8), %rdx
+        testq   %rdx, %rdx
+        jz      true
+        movq    8(%r8), %r10
+        movq    16(%r8), %rsi
+        movl    $17, %eax               # pread64(fd, to, size, at)
+        syscall
+        addq    $24, %r8
+        jmp     1b
+2:      movq    AFTER+MAXRSS(%r9), %rax
         subq    BEFORE+MAXRSS(%r9), %rax
         cmpq    $4096, %rax             # kB that it surely has
         jg      true
@@ -185,5 +213,7 @@ failed:
 8:      movl    $231, %eax              # exit_group
         syscall
 
+pagemap:
+        .asciz  "/proc/self/pagemap"
         .balign 8
 random:                                 # @random: address and size of what is different in every child; 0 ends it

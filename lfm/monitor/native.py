@@ -25,19 +25,23 @@ from lfm.monitor import linux, page
 
 FORK = b"f"  # what the loop takes for "clone"; anything else ends it
 CODE = bytes.fromhex(
-    "b82d000000bfa1a1a1a148beaaaaaaaaaaaaaaaa4883c650ba010000004531d24531c04531c90f0583f8fc74d383f8010f85be010000803e"
-    "660f85b5010000b838000000bfa2a2a2a2488d56e831f649baabababababababab0f0585c07fa10f888f010000b803000000bfa1a1a1a10f"
-    "0541b8a3a3a3a34585c07421b89d000000bf01000000be090000000f05b86e0000000f054439c00f85bd0100004c8d05c4010000498b3848"
-    "85ff0f8439010000498b700831d2b83e0100000f054983c010ebe149b9aaaaaaaaaaaaaaaab86200000031ff498db1800000000f0531c0bf"
-    "a4a4a4a448beacacacacacacacacbaa5a5a5a50f0583f8fc74e385c00f8e54010000498941604c8d0406498b40f8498901b8e4000000bf01"
-    "000000498db1300200000f05418b70f0418b40f4498d78f04829c74889fa4829f285c07407b8500000000f054989415885f6740db8cb0000"
-    "0031ff0f054909415849837958000f859000000049837970000f8485000000eb7849b9aaaaaaaaaaaaaaaab86200000031ff498db1100100"
-    "000f05b862000000bfffffffff498db1a00100000f05b8e4000000bf01000000498db1400200000f05498b8130010000492b81a000000048"
-    "3d001000007f2d492b4178498b9150010000492b91c000000048c1e2024829c24881fa000400007f0b48b8adadadadadadadadc348b8aeae"
-    "aeaeaeaeaeaec349b9aaaaaaaaaaaaaaaa488d462049898150020000488b461049898158020000498d41704989816002000049c781680200"
-    "00e0010000b814000000bfa4a4a4a4498db150020000ba020000000f0583f8fc74e385c0780431ffeb05bf01000000b8e70000000f056690"
+    "b82d000000bfa1a1a1a148beaaaaaaaaaaaaaaaa4883c650ba010000004531d24531c04531c90f0583f8fc74d383f8010f851e020000803e"
+    "660f8515020000b838000000bfa2a2a2a2488d56e831f649baabababababababab0f0585c07fa10f88ef010000b803000000bfa1a1a1a10f"
+    "0541b8a3a3a3a34585c07421b89d000000bf01000000be090000000f05b86e0000000f054439c00f851d0200004c8d053c020000498b3848"
+    "85ff0f8499010000498b700831d2b83e0100000f054983c010ebe149b9aaaaaaaaaaaaaaaa498b89000400004885c97411498b84c9000400"
+    "00f080080048ffc9ebeab86200000031ff498db1800000000f0531c0bfa4a4a4a448beacacacacacacacacbaa5a5a5a50f0583f8fc74e385"
+    "c00f8e97010000498941604c8d0406498b40f8498901b8e4000000bf01000000498db1300200000f05418b70f0418b40f4498d78f04829c7"
+    "4889fa4829f285c07407b8500000000f054989415885f6740db8cb00000031ff0f054909415849837958000f85d300000049837970000f84"
+    "c8000000e9b800000049b9aaaaaaaaaaaaaaaab86200000031ff498db1100100000f05b862000000bfffffffff498db1a00100000f05b8e4"
+    "000000bf01000000498db1400200000f0549837968017539b802000000488d3de200000031f60f0589c749b8afafafafafafafaf498b1048"
+    "85d274584d8b5008498b7010b8110000000f054983c018ebe3498b8130010000492b81a0000000483d001000007f2d492b4178498b915001"
+    "0000492b91c000000048c1e2024829c24881fa000400007f0b48b8adadadadadadadadc348b8aeaeaeaeaeaeaeaec349b9aaaaaaaaaaaaaa"
+    "aa488d462049898150020000488b461049898158020000498d41704989816002000049c78168020000e0010000b814000000bfa4a4a4a449"
+    "8db150020000ba020000000f0583f8fc74e385c0780431ffeb05bf01000000b8e70000000f052f70726f632f73656c662f706167656d6170"
+    "000f1f8000000000"
 )
-_LOOP, _RECEIVE, _MEASURE, _ANSWER = 0, 195, 369, 511  # where these begin
+_LOOP, _RECEIVE, _MEASURE, _ANSWER = 0, 195, 401, 607  # where these begin
+_OWN = 0x81  # of a page's flags, their highest byte: present, and mapped once
 _SPOTS = 8  # at most, of what is random
 _STATE = 624  # words of a Mersenne twister
 _METH_NOARGS, _METH_O = 4, 8
@@ -95,12 +99,14 @@ def make(
     parent: int = 0,
     flags: int = 0,
     spots: list[tuple[int, int]] | None = None,
+    pages: Pages | None = None,
 ) -> Native:
     """``socket``: where the loop listens; ``flags``: how it clones; ``parent``: whose death ends the children, 0 where
-    something else sees to that; ``spots``: address and size of what is to be random in each of them."""
+    something else sees to that; ``spots``: address and size of what is to be random in each of them; ``pages``: where one
+    of them finds out which pages it writes to."""
     first = [ctypes.addressof(ctypes.c_char.from_buffer(memory)) for memory in (shared, buffer)]
     flags |= linux.CLONE_PARENT_SETTID | linux.CLONE_CHILD_SETTID | linux.CLONE_CHILD_CLEARTID
-    code = CODE
+    code, table = CODE, pages.table() if pages is not None else bytes(8)
     for mark, value, size in (
         (0xA1, socket & 0xFFFFFFFF, 4),
         (0xA2, flags, 4),
@@ -112,13 +118,14 @@ def make(
         (0xAC, first[1], 8),
         (0xAD, id(False), 8),
         (0xAE, id(True), 8),
+        (0xAF, id(table) + bytes.__basicsize__ - 1, 8),
     ):
         code = code.replace(bytes([mark]) * size, value.to_bytes(size, "little"))
-    table = [number for spot in (spots or ())[:_SPOTS] for number in spot]
-    held = _executable(code + struct.pack(f"<{len(table) + 2}Q", *table, 0, 0))
+    random_at = [number for spot in (spots or ())[:_SPOTS] for number in spot]
+    held = _executable(code + struct.pack(f"<{len(random_at) + 2}Q", *random_at, 0, 0))
     if held is None:
         raise OSError("no page can be made executable")
-    _kept.append((shared, buffer, held, [ctypes.c_char.from_buffer(memory) for memory in (shared, buffer)]))
+    _kept.append((shared, buffer, held, table, pages, [ctypes.c_char.from_buffer(memory) for memory in (shared, buffer)]))
     names = ((_LOOP, _METH_NOARGS), (_RECEIVE, _METH_NOARGS), (_MEASURE, _METH_NOARGS), (_ANSWER, _METH_O))
     return Native(*(_function(ctypes.addressof(held) + at, kind) for at, kind in names))
 
@@ -169,6 +176,33 @@ def random_spots() -> list[tuple[int, int]] | None:
             return None
         spots.append((address, len(key)))
     return spots
+
+
+class Pages:
+    """What the kernel knows of each page of some private memory, as one call's process finds it at its end."""
+
+    def __init__(self, regions: list[tuple[int, int]]) -> None:
+        self._regions = regions
+        self._known = mmap.mmap(-1, max(8, sum(end - start for start, end in regions) // mmap.PAGESIZE * 8))
+
+    def table(self) -> bytes:
+        """For each region: how many bytes to read, where in the file that tells, and where to."""
+        to, entries = ctypes.addressof(ctypes.c_char.from_buffer(self._known)), b""
+        for start, end in self._regions:
+            size = (end - start) // mmap.PAGESIZE * 8
+            entries += struct.pack("<3Q", size, start // mmap.PAGESIZE * 8, to)
+            to += size
+        return entries + bytes(8)
+
+    def own(self) -> list[int]:
+        """Addresses of those that are this process's alone: it has written to them."""
+        flags, own, at = self._known[7::8], [], 0
+        for start, end in self._regions:
+            for address in range(start, end, mmap.PAGESIZE):
+                if flags[at] & _OWN == _OWN:
+                    own.append(address)
+                at += 1
+        return own
 
 
 class Plain:

@@ -19,15 +19,19 @@ INIT_AT = 72  # the first process of the namespace
 SAID_AT = 80  # what the forker was told last
 TROUBLE_AT = 88  # what the kernel said against the call's directory and affinity; 0: nothing
 SIZE_AT = 96  # of the message with the work
+LEARN_AT = 104  # 1: find out which pages calls write to; 2: that is known
 FILES_AT = 112  # kB of mapped files before the first call of a forker (0: not counted yet), and how much they grew in it
 BEFORE_AT = 128  # struct rusage before the call,
 AFTER_AT = 272  # after it,
 CHILDREN_AT = 416  # and of the processes that it waited for
 BEGAN_AT = 560  # struct timespec, monotonic
 ENDED_AT = 576
-END_AT = 624  # of what is in use
+PAGES_AT = 1024  # how many pages calls write to, and their addresses: they are copied before there is work
+MOST_PAGES = 255  # so much of a call's memory may be taken for what all calls need
+END_AT = PAGES_AT + 8  # of what a new forker must not find
 FIGURES = slice(FILES_AT, 592)  # what goes with the answer
 _FIGURES = struct.Struct("<16x32xq24xq72x 32xq24xq72x 32xq104x 4q")  # FILES and what is not used of each left out
+PAGES = struct.Struct(f"<{MOST_PAGES + 1}q")
 _FILES = struct.Struct("<2q")
 FIGURES_SIZE = _FIGURES.size
 
@@ -35,6 +39,19 @@ FIGURES_SIZE = _FIGURES.size
 def forget(shared: mmap.mmap) -> None:
     """A new forker: nothing is known any more."""
     shared[8:END_AT] = bytes(END_AT - 8)
+
+
+def learned(shared: mmap.mmap, pages: list[int]) -> None:
+    """What a call wrote to: so will others, unless they do much else."""
+    if len(pages) <= MOST_PAGES:
+        PAGES.pack_into(shared, PAGES_AT, len(pages), *pages, *[0] * (MOST_PAGES - len(pages)))
+    NUMBER.pack_into(shared, LEARN_AT, 2)
+
+
+def forget_loaded(shared: mmap.mmap) -> None:
+    """The forker has changed: what was found out about its children is to be found out anew."""
+    for at in (FILES_AT, LEARN_AT, PAGES_AT):
+        NUMBER.pack_into(shared, at, 0)
 
 
 def forget_base(shared: mmap.mmap) -> None:

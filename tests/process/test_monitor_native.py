@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import random
@@ -33,7 +34,7 @@ def test_the_code_is_its_source_assembled(tmp_path: Path) -> None:
     assert [places[name] for name in ("loop", "receive", "measure", "answer")] == [
         native._LOOP, native._RECEIVE, native._MEASURE, native._ANSWER
     ]  # fmt: skip
-    for name in ("ID", "PID", "SAID", "TROUBLE", "SIZE", "FILES", "BEFORE", "AFTER", "CHILDREN", "BEGAN", "ENDED"):
+    for name in ("ID", "PID", "SAID", "TROUBLE", "SIZE", "LEARN", "FILES", "BEFORE", "AFTER", "CHILDREN", "BEGAN", "ENDED", "PAGES"):
         assert places[name] == getattr(page, f"{name}_AT"), name
     assert (places["FIGURES"], places["random"]) == (page.FIGURES_SIZE, len(native.CODE))
 
@@ -41,7 +42,9 @@ def test_the_code_is_its_source_assembled(tmp_path: Path) -> None:
 class Slot:
     """A forker without an interpreter around it, and what its children are to do."""
 
-    def __init__(self, child: Callable[[native.Native], None], *, orphan: bool = False) -> None:
+    def __init__(
+        self, child: Callable[[native.Native], None], *, orphan: bool = False, pages: native.Pages | None = None
+    ) -> None:
         self.asks, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.page, buffer = mmap.mmap(-1, mmap.PAGESIZE), bytearray(4096)
@@ -60,7 +63,7 @@ class Slot:
             random.seed(1)
             made = native.make(
                 self.page, its.fileno(), buffer, socket=asked.fileno(), parent=1 if orphan else parent,
-                flags=linux.CLONE_PARENT, spots=native.random_spots(),
+                flags=linux.CLONE_PARENT, spots=native.random_spots(), pages=pages,
             )  # fmt: skip
             if not made.loop():
                 child(made)
@@ -130,6 +133,36 @@ def test_memory_that_grew_is_worth_a_look() -> None:
     slot.fork()
     slot.work()
     assert slot.end() == (1, ord("w"))
+
+
+def test_what_a_call_writes_to_is_copied_before_the_next_has_work() -> None:
+    memory = mmap.mmap(-1, 16 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory[:] = b"x" * len(memory)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    pages = native.Pages([(start, start + len(memory))])
+    written = [start + 3 * mmap.PAGESIZE, start + 9 * mmap.PAGESIZE]
+
+    writes = mmap.mmap(-1, mmap.PAGESIZE)
+    writes[0] = 1
+
+    def child(path: native.Native) -> None:
+        path.receive()
+        if writes[0]:
+            memory[3 * mmap.PAGESIZE] = memory[9 * mmap.PAGESIZE] = 1
+        path.answer(repr(path.measure()).encode())
+
+    slot = Slot(child, pages=pages)
+    for round in range(3):
+        page.NUMBER.pack_into(slot.page, page.LEARN_AT, int(round < 2))
+        slot.fork()
+        slot.work()
+        learned = slot.channel.recv(4096)[: -page.FIGURES_SIZE] == b"True"
+        assert learned == (round < 2) and pages.own() == written
+        if round < 2:
+            os.waitpid(page.pid(slot.page), linux.WALL)
+            page.learned(slot.page, pages.own())
+        writes[0] = 0  # from now on they are copied all the same
+    assert slot.end() == (0, ord("w"))
 
 
 def test_nothing_to_do_ends_a_child_and_a_parent_that_is_gone_too() -> None:
