@@ -3,7 +3,7 @@
 from math import isfinite
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lfm_manager.sizing import RESOURCES, STRATEGIES, Sizer, make
@@ -35,6 +35,7 @@ def test_first_allocation_within_cap_and_hint(
         assert size <= hint
 
 
+@example("exhaustive-bucketing", "cores", [], "a", 1, 1.0, 8.9e307, None, 1.0)
 @given(names, resources, histories, categories, st.integers(1, 20), caps, amounts | odd, hints, caps)
 def test_retry_grows_within_cap(
     name, resource, history, category, attempt, allocation, measured, hint, cap

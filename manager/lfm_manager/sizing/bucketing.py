@@ -112,5 +112,5 @@ class Bucketing:
         outgrown = max(allocation, measured if usable(measured, 0.0) else 0.0, self._smallest) / self._unit
         drawn = None if known is None else known.draw(outgrown)
         if drawn is None:
-            drawn = self._start * 2.0 ** (floor(log2(outgrown / self._start)) + 1)
+            drawn = self._start * 2.0 ** min(1000, floor(log2(outgrown / self._start)) + 1)  # else it may be no number
         return next_rung(drawn * self._unit, allocation, measured, cap)
