@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import signal
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lfm import errors
@@ -19,6 +19,7 @@ from lfm.protocol.resources import format_duration, format_size
 from lfm.repair import is_here
 
 _FRAME = re.compile(r'File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<name>.*)')  # faulthandler's; the innermost comes first
+_OVERLAID = re.compile(r'(?:(?<=")|^)[^"\n]*/overlays/[0-9a-f]{64}/(?P<file>src/[^"\n]*?\.py)\b')  # a file of an overlay on its node
 _WORDS = {
     "memory": "ran out of memory", "disk": "ran out of disk", "wall_time": "ran out of time",
     "processes": "had too many processes", "environmentbroken": "lacked a module", "lost": "lost its worker",
@@ -52,6 +53,23 @@ class Sealed:
         if type(data) is bytes and len(data) >= 8 and struct.unpack_from("<I", data, 4)[0] > 1:
             data = bytearray(data)
         return payload.unpack(data)
+
+
+def at_home(finished: Finished, homes: Mapping[str, str]) -> Finished:
+    """The same, with the user's own files named as they are here and not as they were there."""
+
+    def home(found: re.Match[str]) -> str:
+        return homes.get(found["file"], found[0])
+
+    match finished.outcome:
+        case o.Raised(traceback=text) as raised:
+            return finished.but(outcome=raised.but(traceback=_OVERLAID.sub(home, text)))
+        case o.Crashed(faulthandler=text) as crashed:
+            return finished.but(outcome=crashed.but(faulthandler=_OVERLAID.sub(home, text)))
+        case o.EnvironmentBroken(file=file) as broken:
+            return finished.but(outcome=broken.but(file=_OVERLAID.sub(home, file)))
+        case _:
+            return finished
 
 
 def error_of(finished: Finished, name: str, data: payload.Buffer | None = None) -> BaseException:

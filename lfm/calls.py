@@ -11,7 +11,7 @@ from concurrent.futures import InvalidStateError
 from concurrent.futures._base import PENDING
 from typing import Any
 
-from lfm.blame import Sealed, error_of
+from lfm.blame import Sealed, at_home, error_of
 from lfm.errors import CallCancelled, LfmError
 from lfm.future import Future
 from lfm.incoming import Incoming
@@ -207,6 +207,7 @@ class Calls:
         else:
             self._released.append(finished.task)
         self.summary.add(self._category(future), finished)
+        homes = self._outgoing.homes(future._submit)
         self._let_go(future)
         if future._earlier:
             attempts = (*future._earlier, *finished.attempts)
@@ -217,7 +218,7 @@ class Calls:
                 if not future.cancel():  # by somebody else
                     future.set_exception(CallCancelled(f"{future._name} was cancelled"))
             elif not isinstance(finished.outcome, o.Returned):
-                future.set_exception(error_of(finished, future._name, data))
+                future.set_exception(error_of(at_home(finished, homes), future._name, data))
             elif data is None:
                 lost = f"{future._name} gave a value that was lost with the manager; submit it again"
                 future.set_exception(LfmError(lost))

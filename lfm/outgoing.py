@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,11 @@ class Outgoing:
     def best(self, function: FunctionId) -> Described:
         """The function as it is to be declared."""
         return self._better.get(function) or self.described[function]
+
+    def homes(self, submit: Submit | None) -> Mapping[str, str]:
+        """Where the files of a call's overlay lie here."""
+        described = self.described.get(submit.function) if submit is not None else None
+        return described.packed.homes if described is not None else {}
 
     def _look(self) -> None:
         """Until nothing is in doubt."""

@@ -31,9 +31,13 @@ _Stamp = tuple[str, int, int]
 
 @dataclass(slots=True)
 class Overlay:
-    """``stamps``: (path, size, mtime_ns) of the files and folders it was made from."""
+    """``stamps``: (path, size, mtime_ns) of the files and folders it was made from.
+
+    ``homes``: where its own Python files lie here, by their path in it.
+    """
 
     data: bytes
+    homes: dict[str, str]
     stamps: tuple[_Stamp, ...]
     warnings: tuple[str, ...]
     quiet_until: float = 0.0
@@ -73,7 +77,8 @@ def build(modules: Modules, local: Iterable[Module], editables: Iterable[Install
     )  # before reading: never too new
     warnings: list[str] = []
     contents = dict(_read(files, warnings))
-    return Overlay(_tar({**contents, **_library()}), stamps, tuple(warnings))
+    homes = {name: path for name, path in files.items() if path.endswith(".py")}
+    return Overlay(_tar({**contents, **_library()}), homes, stamps, tuple(warnings))
 
 
 def _read(files: dict[str, str], warnings: list[str]) -> Iterator[tuple[str, bytes]]:

@@ -50,6 +50,7 @@ class Packed:
     overlay: bytes | None  # a tar
     preload: tuple[str, ...]
     warnings: tuple[str, ...]
+    homes: dict[str, str]  # path in the overlay -> where the user has this file
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +309,7 @@ class Packer:
             digest.update(b"\0" + text.encode())
         packed = Packed(
             FunctionId(digest.hexdigest()), name, str(options.get("category") or name), options, plan,
-            environment, code, layer.data, preload, tuple(dict.fromkeys(warnings)),
+            environment, code, layer.data, preload, tuple(dict.fromkeys(warnings)), layer.homes,
         )  # fmt: skip
         token = None if wish.environment is None else explicit.token(wish.environment)
         if (known := self._bases.get(packed.function)) is not None:

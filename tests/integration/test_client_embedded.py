@@ -312,7 +312,8 @@ def test_a_script_from_an_empty_directory(tmp_path):
 
 
 def test_the_users_own_modules_travel(tmp_path):
-    (tmp_path / "helper.py").write_text("FACTOR = 11\n\ndef times(x):\n    return FACTOR * x\n")
+    helper = tmp_path / "helper.py"
+    helper.write_text("import inspect\nFACTOR = 11\n\ndef times(x):\n    return FACTOR * x\n\ndef bad(x):\n    return len(inspect.getsource(bad)) / x\n")
     process = script(tmp_path, """
         import helper
         import lfm
@@ -323,9 +324,11 @@ def test_the_users_own_modules_travel(tmp_path):
         if __name__ == "__main__":
             with lfm.Executor() as ex:
                 print(ex.submit(use, 2).result(), ex.submit(helper.times, 3).result())
+                print(ex.submit(helper.bad, 0).exception().__cause__)
     """)
     out, err = process.communicate(timeout=PATIENCE)
-    assert (out, err) == ("22 33\n", "")
+    assert out.startswith("22 33\n") and err == ""
+    assert f'File "{helper}", line 8, in bad' in out and "/overlays/" not in out and "ZeroDivisionError" in out
 
 
 def test_an_environment_that_lacks_a_module_is_repaired_and_remembered(tmp_path):

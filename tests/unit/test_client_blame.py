@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from lfm import errors
-from lfm.blame import RemoteTraceback, Sealed, error_of
+from lfm.blame import RemoteTraceback, Sealed, at_home, error_of
 from lfm.monitor import payload
 from lfm.options import Options
 from lfm.protocol import outcomes as o
@@ -35,6 +35,17 @@ def test_the_functions_own_exception_comes_unchanged_with_its_remote_traceback()
     assert isinstance(error.__cause__, RemoteTraceback) and "Traceback: there" in str(error.__cause__)
     notes = "\n".join(error.__notes__)
     assert "attempt 1, on n0123" in notes and "last words" in notes
+
+
+def test_the_users_files_are_named_as_they_are_here():
+    there = f"/scratch/a b/lfm-0/overlays/{'0' * 64}/"
+    homes = {"src/pack/mine.py": "/home/me/pack/mine.py"}
+    text = f'  File "{there}src/pack/mine.py", line 3, in f\n  File "{there}src/other.py", line 4 in g\n  File "/usr/x.py", line 1\n'
+    here = f'  File "/home/me/pack/mine.py", line 3, in f\n  File "{there}src/other.py", line 4 in g\n  File "/usr/x.py", line 1\n'
+    assert at_home(finished(o.Raised(None, "E", "e", text)), homes).outcome.traceback == here
+    assert at_home(finished(o.Crashed(11, None, text)), homes).outcome.faulthandler == here
+    assert at_home(finished(o.EnvironmentBroken("x", f"{there}src/pack/mine.py", 3, "")), homes).outcome.file == "/home/me/pack/mine.py"
+    assert at_home(finished(o.Killed()), homes) == finished(o.Killed())
 
 
 @pytest.mark.parametrize("data", [None, b"rubbish", strange(), packed(42)])

@@ -691,6 +691,7 @@ def test_an_editable_install_of_a_src_layout(world: World) -> None:
     assert sources(packed) == {
         "mine/__init__.py", "mine/data.txt", "mine-1.0.dist-info/METADATA", "mine-1.0.dist-info/entry_points.txt",
     }  # fmt: skip
+    assert packed.homes == {"src/mine/__init__.py": str(folder / "src" / "mine" / "__init__.py")}
     asked = Packer().pack(lambda: None, imports=["mine"])
     assert needs(asked) == {"alpha", "beta"} and "mine/__init__.py" in sources(asked)
 
@@ -713,6 +714,7 @@ def test_an_editable_install_through_a_finder(world: World, monkeypatch: pytest.
     names = world.main("def f():\n    from mine.sub import f\n    return f()\n")
     packed = Packer().pack(names["f"])
     assert needs(packed) == {"alpha"} and "mine/sub.py" in sources(packed)
+    assert packed.homes["src/mine/sub.py"] == str(folder / "mine" / "sub.py")
     assert "mine" not in sys.modules
 
 

@@ -61,6 +61,9 @@ class Shelf:
     def best(self, which: FunctionId) -> Any:
         return self.described[which]
 
+    def homes(self, submit: m.Submit | None) -> dict[str, str]:
+        return {}
+
     def lend(self, blob: Blob) -> None:
         """No manager's store is here."""
 
