@@ -24,12 +24,14 @@ class SlotGroup:
         """OSError where none can be made."""
         self._place, self._name, self._number = place, name, 0
         self._old: list[cgroup.Group] = []
+        self._idle = 0  # bytes of a forker with nothing loaded: a new one's are not the next call's
         self.now = self._make()
 
     def _make(self) -> cgroup.Group:
         self._number += 1
         made = cgroup.Group(self._place, f"{self._name}.{self._number}")
-        self._base = self._warm = self._before = self._cache = self._oom_kills = 0
+        self._base, self._warm = self._idle, 0
+        self._before = self._cache = self._oom_kills = 0
         self._cpu = self._read_at = 0.0
         return made
 
@@ -77,12 +79,16 @@ class SlotGroup:
 
     # -- between calls
 
-    def settle(self, warm: int) -> bool:
-        """Forget the call; whether the next needs another group to be measured well."""
+    def settle(self, warm: int, forker: bool) -> bool:
+        """Forget the call; whether the next needs another group to be measured well.  ``forker``: it lives."""
         self.now.reset()
         usage = self.now.usage()
         self._cache = self.now.cache() if usage > self._base + NOTHING else 0
         self._base, self._warm = usage - self._cache, warm
+        if forker:
+            self._idle = self._base - warm
+        else:
+            self._base = max(self._base, self._idle)
         hidden = not self._place.resets and self.now.peak() > usage + 4 * NOTHING
         return hidden or self._cache > LEFT_OVER
 

@@ -135,7 +135,7 @@ class Monitor:
         elif kind == wire.CLEAN:
             self.control.send(wire.simple(wire.CLEANED, sandbox.remove(wire.read_clean(data))))
             if self.group and self.last and not self._running():
-                self.group.settle(self._loaded())  # what was cached of the files is gone with them
+                self.group.settle(self._loaded(), self.forker.pid != 0)  # what was cached of the files is gone with them
 
     def _start_watch(self, data: bytes) -> None:
         id, began, limits, folder = wire.read_watch(data)
@@ -376,7 +376,7 @@ class Monitor:
         if not clean and self.forker.pid:
             # a call that ended badly shared a process group with the forker: take no chance on its state
             self._drop_forker()
-        if self.group and self.group.settle(self._loaded()):
+        if self.group and self.group.settle(self._loaded(), self.forker.pid != 0):
             self._drop_forker()
             self.group.renew()
 
