@@ -21,6 +21,7 @@ from lfm.protocol.outcomes import (
 )
 from lfm.protocol.resources import Usage
 
+UNSEEN = 2 << 20  # bytes by which a child may be larger than it was seen to be
 KERNEL = 8 << 20  # bytes of the kernel's own that a group counts and no process shows
 
 
@@ -71,12 +72,14 @@ def usage_of(over: host.Over) -> Usage | None:
         if result is not None and result.children:
             processes = max(processes, 2)
         if result is not None and processes == 1 and not report.flags & wire.STRAY and low < 1.05 * result.memory_high + KERNEL:
-            low, high, by = result.memory_low, max(result.memory_low, min(high, result.memory_high)), "self"
+            exact = max(result.memory_low, min(high, result.memory_high))
+            low, high, by = max(result.memory_low, min(low - KERNEL, exact)), exact, "self"
     elif result is not None:
         low, high = max(low, result.memory_low), max(high if processes > 1 else low, result.memory_high)
         by = "self" if processes == 1 else by
-        if result.children and processes == 1:  # it waited for processes that lived between two looks
-            processes, high, by = 2, max(high, result.memory_high + result.children), "poll"
+        if result.children and (processes == 1 or result.children > result.before + high + UNSEEN):
+            # it waited for processes that lived, or grew, between two looks
+            processes, high, by = max(2, processes), max(high, result.memory_high + result.children), "poll"
     if result is None and by != "cgroup":
         high = max(high, report.peak_rss)
     low, high = low + report.warm, high + report.warm

@@ -326,7 +326,7 @@ def look_last(shared: mmap.mmap, first: bool) -> tuple[int, int]:
         if first:
             page.NUMBER.pack_into(shared, page.FILES_AT + 8, files)
             page.NUMBER.pack_into(shared, page.LEARN_AT, 1)  # the next is an ordinary one
-    _, low, high, _ = page.read_figures(figures, files)
+    _, low, high, *_ = page.read_figures(figures, files)
     if high - low <= _UNSURE:
         return 0, files
     grown = files if files >= 0 else page.NUMBER.unpack_from(shared, page.FILES_AT + 8)[0]

@@ -74,8 +74,9 @@ def figures(shared: mmap.mmap) -> bytes:
     return shared[FIGURES]
 
 
-def read_figures(data: memoryview | bytes, files: int) -> tuple[float, int, int, int]:
-    """Wall seconds, memory (bytes: a lower and an upper bound), and the largest of the processes it waited for.
+def read_figures(data: memoryview | bytes, files: int) -> tuple[float, int, int, int, int]:
+    """Wall seconds; bytes: memory (a lower and an upper bound), the largest of the processes it waited for, and what
+    it began with.
 
     ``files``: kB of mapped files that came with the call, if it looked; less than 0: as in the first one.
     """
@@ -84,4 +85,4 @@ def read_figures(data: memoryview | bytes, files: int) -> tuple[float, int, int,
         files = _FILES.unpack_from(data)[1]
     low = max(0, after - before - files) * KB  # pages of libraries that were only mapped are nobody's
     high = max(low, (faults - faults_before) * mmap.PAGESIZE)
-    return ended - began + (ended_ns - began_ns) / 1e9, low, high, children * KB
+    return ended - began + (ended_ns - began_ns) / 1e9, low, high, children * KB, before * KB

@@ -18,13 +18,15 @@ FIRST = 0.010  # seconds between looks: grows by GROWTH up to SLOWEST
 GROWTH = 1.25
 SLOWEST = 1.0
 FILL_RATE = 1.5e9  # bytes/s that one core can touch: looks are close enough that a limit is not overrun by much
-SHARE = 1000  # looks may take one part in so many of the time, ...
-CREDIT = 0.0012  # ... and this many CPU seconds at first; but a near memory limit goes before
+SHARE = 1500  # looks may take one part in so many of the time, ...
+CREDIT = 0.0010  # ... and this many CPU seconds at first; but a near memory limit goes before
+CREDIT_IN_GROUP = 0.0005  # where nothing can hide between two looks
 DISK_SHARE = 100  # a walk of the sandbox may take one part in so many of the time
 GPU_SHARE = 500  # asking for GPU memory may take one part in so many of the time
 NEARLY = 0.95
 ANSWER_WITHIN = 5.0  # seconds that a call which outgrew its limit stands still for its daemon to answer
-EXACT_SHARE = 1000  # exact looks at memory may take one part in so many of the time
+EXACT_COST = 7e-12  # CPU seconds a resident byte, about: a large tree is looked at late, unless a limit may be broken
+EXACT_SHARE = 2000  # exact looks at memory may take one part in so many of the time
 UNSURE = 1 << 20  # bytes between the bounds from which an exact look is worth it
 
 
@@ -167,8 +169,10 @@ class Watch:
             exact, upper, then = self._exact_of[1:]
             high = min(high, exact + max(0, high - upper, (faults - then) * PAGE))
         limit = self.limits.memory
-        unsure = high - low > max(UNSURE, low / 50)
-        if unsure and (now >= self._exact_at if len(found) > 1 or not limit else high > limit):
+        unsure, broken = high - low > max(UNSURE, low / 50), bool(limit) and high > limit
+        dear = EXACT_SHARE * EXACT_COST * sum(seen.rss for _, seen in found)
+        curious = (len(found) > 1 or not limit) and now >= max(self._exact_at, self.started + dear)
+        if unsure and (broken or curious):
             exact = self._exactly(found, now)
             self._exact_of = (len(found), exact, high, faults)
             low, high = max(low, exact), max(low, exact)
@@ -208,7 +212,8 @@ class Watch:
     def _schedule(self, memory: int, now: float) -> None:
         wait = self._interval = min(SLOWEST, self._interval * GROWTH)
         spent = time.process_time() - self._cpu_before
-        affordable = self.started + SHARE * (2 * spent - self._spent - CREDIT)  # as the next costs what this one did
+        credit = CREDIT if self.group is None else CREDIT_IN_GROUP
+        affordable = self.started + SHARE * (2 * spent - self._spent - credit)  # as the next costs what this one did
         self._spent = spent
         wait = min(SLOWEST, max(wait, affordable - now))
         if limit := self.limits.memory:

@@ -107,6 +107,7 @@ class Result(NamedTuple):
     memory_low: int
     memory_high: int
     children: int  # the largest peak of a process that it waited for; 0: it had none
+    before: int  # bytes resident before the call, of which forks have as many
     size: int  # of the payload in the file, 0: it is in ``data``
     texts: tuple[str, str, str, str, str]  # RAISED: type, text, traceback, stage, digest; BROKEN: module, file, line, reason
     data: bytes
@@ -218,7 +219,7 @@ def read_result(data: memoryview | bytes) -> Result:
         )
     if at + size + page.FIGURES_SIZE != len(data) or kind not in (RETURNED, RAISED, BROKEN):
         raise ValueError("not a result")
-    wall_s, low, high, children = page.read_figures(data[at + size :], files)
+    wall_s, low, high, children, before = page.read_figures(data[at + size :], files)
     a, b, c, d, e = texts
     high = max(low, exact) if exact else high
-    return Result(kind, id, wall_s, low, high, children, in_file, (a, b, c, d, e), bytes(data[at : at + size]))
+    return Result(kind, id, wall_s, low, high, children, before, in_file, (a, b, c, d, e), bytes(data[at : at + size]))

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from lfm.ending import outcome_of
+from lfm.ending import outcome_of, usage_of
 from lfm.monitor import capture, host, page, sandbox, wire
 from lfm.protocol.outcomes import Blob, Crashed, Exhausted, Inline, Killed, Lost, Raised, Returned
 
 COARSE = 5  # CLOCK_REALTIME_COARSE: the clock of files' times
+MB = 1 << 20
 NOTHING = wire.Report(*[0] * len(wire.Report._fields))
 
 
@@ -162,3 +163,23 @@ def test_a_directory_left_untouched_is_used_again_and_no_other(tmp_path: Path) -
         change(path)
         assert not box.untouched()
         box.forget()
+
+
+@pytest.mark.parametrize(
+    ("by", "processes", "children", "expected"),
+    [
+        ("poll", 1, 0, (90, 100, "self", 1)),  # its own figures are exact
+        ("poll", 1, 60, (90, 160, "poll", 2)),  # it had a child that nobody saw
+        ("poll", 2, 60, (90, 150, "poll", 2)),  # or that was seen as large as it became
+        ("poll", 2, 400, (90, 500, "poll", 2)),  # or smaller
+        ("cgroup", 1, 0, (90, 100, "self", 1)),
+        ("cgroup", 1, 60, (80, 150, "cgroup", 2)),
+        ("cgroup", 3, 0, (80, 150, "cgroup", 3)),
+    ],
+)
+def test_memory_by_whoever_knows_it_best(by: str, processes: int, children: int, expected: tuple[int, int, str, int]) -> None:
+    result = wire.Result(wire.RETURNED, 7, 1.0, 90 * MB, 100 * MB, children * MB, 20 * MB, 0, ("",) * 5, b"v")
+    report = NOTHING._replace(flags=wire.STARTED, memory_low=80 * MB, memory_high=150 * MB, processes=processes)
+    usage = usage_of(host.Over(7, result, report._replace(memory_by=wire.MEMORY_BY.index(by))))
+    assert usage is not None
+    assert (usage.memory_low // MB, usage.memory // MB, usage.memory_by, usage.processes) == expected
