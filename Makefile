@@ -41,6 +41,7 @@ check: $(VENV)/.test  ## lint, types, import rules
 bench: $(VENV)/.test  ## speed, as ratios in one run; PEERS=PYTHON has parsl, distributed or ray installed
 	$(PY) bench/bench.py --peers $(PEERS)
 	$(PY) bench/environments.py
+	$(PY) bench/monitor.py
 	$(PY) bench/first_submit.py
 	$(PY) bench/transfer.py
 
