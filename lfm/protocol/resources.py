@@ -75,6 +75,9 @@ class Resources:
     wall_time: float | None = None
 
 
+MAKES_ROOM_BEFORE = 3  # the attempt from which on a call makes no room for older ones on a full node
+
+
 @dataclass(frozen=True, slots=True)
 class Expected:
     """What a user thinks that a call takes: it sizes the first calls of a category, and may be exceeded."""

@@ -201,3 +201,38 @@ def test_a_key_that_the_manager_does_not_know(cluster, tmp_path):
     file.chmod(0o600)
     with pytest.raises(lfm.ConnectionFailed, match="key"):
         lfm.Executor(file)
+
+
+def test_on_a_full_node_the_older_call_goes_on_and_the_last_to_come_runs_again(tmp_path):
+    def older(flag):
+        import pathlib
+        import time
+
+        while not pathlib.Path(flag).exists():
+            time.sleep(0.02)
+        held = []
+        for _ in range(24):  # 480 MB in all
+            held.append(b"\1" * 20_000_000)
+            time.sleep(0.05)
+        return len(held)
+
+    def later(flag):
+        import os
+        import pathlib
+        import time
+
+        held = b"\1" * 200_000_000
+        pathlib.Path(flag).touch()
+        while os.environ["LFM_ATTEMPT"] == "1":
+            time.sleep(1)  # until it has to make room
+        return len(held)
+
+    flag = str(tmp_path / "flag")
+    with LocalCluster(workers=1, cores=2, memory="700MB") as cluster, cluster.executor() as ex:
+        halves = ex.options(expect={"memory": "300MB"})
+        first = halves.submit(older, flag)
+        wait_until(first.running, "the older to run", PATIENCE)
+        last = halves.submit(later, flag)
+        assert (first.result(PATIENCE), last.result(PATIENCE)) == (24, 200_000_000)
+    assert [a.outcome for a in first.attempts] == ["returned"]
+    assert [a.outcome for a in last.attempts] == ["memory", "returned"]

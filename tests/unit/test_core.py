@@ -856,6 +856,20 @@ def test_a_strategy_is_chosen_for_a_call_a_category_or_the_run() -> None:
     assert given_(chosen, "a").memory == 64 * GB
 
 
+def test_a_call_that_made_room_runs_again_with_what_it_had() -> None:
+    desk = auto()
+    desk.worker(cores=8, memory=64 * GB)
+    desk.submit("a", Request(disk=0))
+    had = given_(desk, "a").memory
+    (again,) = runs(desk.ended("a", Exhausted("memory", had, had // 2, 1.0), memory=had // 2))
+    assert again == ("a", 2, W1) and given_(desk, "a").memory == had
+    desk.ended("a", Exhausted("memory", had, had + 5, 1.0), attempt=2, memory=had + 5)
+    grown = given_(desk, "a").memory
+    assert grown > had
+    desk.ended("a", Exhausted("memory", grown, grown // 2, 1.0), attempt=3)  # no worker says so of a third attempt
+    assert given_(desk, "a").memory > grown
+
+
 def test_fixed_is_what_is_expected_and_does_not_grow() -> None:
     desk = auto()
     desk.worker(cores=8, memory=64 * GB)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, FunctionId, TaskId
-from lfm.protocol.outcomes import Blob, Crashed, Inline, Killed, Lost, Returned
+from lfm.protocol.outcomes import Blob, Crashed, Exhausted, Inline, Killed, Lost, Returned
 from lfm.protocol.resources import Resources, Usage
 from lfm_worker.core import commands as c
 from lfm_worker.core import events as e
@@ -185,6 +185,36 @@ class TestLimits:
         core.handle(e.Told(run(1, growth=3 * GB)), 1.0)
         core.handle(e.Told(run(2, allocation=Resources(1.0, 3 * GB - 10**7))), 1.0)
         assert core.handle(e.LimitNeared(2, "memory", 960_000_000, GB), 2.0) == []
+
+    def test_on_a_full_node_the_last_to_come_makes_room_for_who_stands_at_its_limit(self) -> None:
+        core = warm()
+        for n, memory in ((1, GB), (2, GB), (3, 2 * GB)):
+            core.handle(e.Told(run(n, growth=4 * GB, allocation=Resources(0.5, memory))), 1.0)
+        assert core.handle(e.LimitNeared(2, "memory", 960_000_000, GB), 2.0) == []  # it may never pass it
+        assert core.handle(e.LimitNeared(2, "memory", GB + 5, GB), 2.1) == [c.StopCall(4, 1)]
+        assert core.handle(e.LimitNeared(3, "memory", GB + 5, GB), 2.2) == [c.RaiseLimit(3, 1, GB)]  # nobody came later
+        usage = Usage(wall_s=1.5, memory=GB // 2)
+        out = core.handle(e.CallStopped(4, Killed(), usage), 2.5)
+        grown = Resources(0.5, int((GB + 5) * 1.1))
+        assert out[:3] == [  # who stood still has it before the manager can give it to others
+            c.RaiseLimit(2, 1, grown.memory), c.Tell(m.LimitRaised(TaskId("t-1"), 1, grown)),
+            c.Tell(m.CallEnded(TaskId("t-3"), 1, Exhausted("memory", 2 * GB, GB // 2, 1.5), usage)),
+        ]  # fmt: skip
+        assert core.room.memory_free == 4 * GB - GB - grown.memory
+
+    def test_who_has_made_room_often_who_has_a_users_limit_and_who_came_first_stay(self) -> None:
+        core = warm()
+        core.handle(e.Told(run(1, growth=4 * GB, allocation=Resources(0.5, 2 * GB), attempt=9)), 1.0)
+        core.handle(e.Told(run(2, growth=4 * GB, allocation=Resources(0.5, GB))), 1.0)
+        core.handle(e.Told(run(3, growth=4 * GB, allocation=Resources(0.5, GB // 2), attempt=3)), 1.0)
+        core.handle(e.Told(run(4, allocation=Resources(0.5, GB // 2))), 1.0)
+        assert core.handle(e.LimitNeared(3, "memory", GB + 5, GB), 2.1) == [c.RaiseLimit(3, 1, GB)]
+
+    def test_who_may_not_grow_any_more_displaces_nobody(self) -> None:
+        core = warm()
+        core.handle(e.Told(run(1, growth=2 * GB, allocation=Resources(0.5, 2 * GB))), 1.0)
+        core.handle(e.Told(run(2, growth=2 * GB, allocation=Resources(0.5, 2 * GB))), 1.0)
+        assert core.handle(e.LimitNeared(2, "memory", 2 * GB + 5, 2 * GB), 2.1) == [c.RaiseLimit(2, 1, 2 * GB)]
 
 
 class TestKill:

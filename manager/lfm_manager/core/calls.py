@@ -24,7 +24,7 @@ from lfm.protocol.outcomes import (
     Returned,
     outcome_name,
 )
-from lfm.protocol.resources import Resources, Usage
+from lfm.protocol.resources import MAKES_ROOM_BEFORE, Resources, Usage
 from lfm_manager.core.advice import too_much
 from lfm_manager.core.blobs import Blobs
 from lfm_manager.core.categories import Category
@@ -351,6 +351,10 @@ class Calls:
     def _climb(self, task: Task, placed: Placed, spent: Exhausted, now: float) -> bool:
         """Try with more of what an automatic allocation gave too little of."""
         tries = task.tries
+        if spent.resource == "memory" and spent.measured < spent.limit and placed.attempt < MAKES_ROOM_BEFORE:
+            task.least_memory = placed.allocation.memory  # it made room for an older one: enough for all that is known
+            self._await(task, now)
+            return True
         if spent.resource == "memory":
             tries.memory += 1
             given, failures = placed.allocation.memory, tries.memory
@@ -453,7 +457,7 @@ class Calls:
 
     def _conclude(self, task: Task, placed: Placed, ended: m.CallEnded, now: float) -> None:
         outcome = ended.outcome
-        if isinstance(outcome, Killed | Lost) and task.wanted:
+        if isinstance(outcome, Killed | Lost | Exhausted) and task.wanted:
             outcome = Killed() if task.wanted == "kill" else Cancelled()
         if isinstance(outcome, Returned) and ended.usage is not None:
             self._learn(task, placed.allocation, ended.usage)

@@ -1,7 +1,7 @@
 """A worker in virtual time: what its calls use, when they come near a limit, and what it does about that.
 
 The rules are the shipped worker's: a call near its limit grows into what is free, as far as the manager allowed;
-one that passes its limit is killed.  A call's memory rises linearly to its peak, reached at a fraction of its
+where nothing is, the last to come makes room; one that passes its limit all the same is killed.  A call's memory rises linearly to its peak, reached at a fraction of its
 life that is drawn once per call.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import PeerId, TaskId
-from lfm.protocol.resources import Resources
+from lfm.protocol.resources import MAKES_ROOM_BEFORE, Resources
 from lfm_manager.simulator.trace import Call
 
 NEAR = 0.95  # of a limit: when the monitor says so
@@ -43,6 +43,11 @@ class Running:
         """Nothing but its end is left."""
         return self.call.memory <= (self.limit if self.near else NEAR * self.limit)
 
+    def used(self, now: float) -> int:
+        """Its memory now."""
+        rise = self.peak_at * self.call.wall_s
+        return int(self.call.memory * min(1.0, (now - self.started) / rise if rise else 1.0))
+
     def next_step(self) -> float:
         """When something happens to it: it comes near its limit, passes it, or ends."""
         if self.is_over():
@@ -65,6 +70,17 @@ class Node:
     def give_back(self, attempt: Running) -> None:
         del self.running[attempt.key]
         self.reserved -= attempt.limit
+
+    def last_after(self, attempt: Running) -> Running | None:
+        """The last of those that came after it and may be ended to make room; None: none, or it may not grow."""
+        if attempt.limit >= attempt.run.growth:
+            return None
+        for other in reversed(self.running.values()):
+            if other is attempt:
+                return None
+            if other.run.growth and other.run.attempt < MAKES_ROOM_BEFORE:
+                return other
+        return None
 
     def grow(self, attempt: Running) -> bool:
         """Let it have more, if it may, and if there is enough to be worth it."""

@@ -188,13 +188,28 @@ class World:
             self._end(node, attempt, Returned(NOTHING))
         elif self._grow(node, attempt):
             self._expect_step(node, attempt)
-        elif attempt.near:
+        elif not attempt.near:
+            attempt.near = True  # no room now; once more when it stands at the limit
+            self._expect_step(node, attempt)
+        elif (last := node.last_after(attempt)) is not None:
+            self._displace(node, last, attempt)
+        else:
             self.ledger.failures += 1
             limit = attempt.limit
             self._end(node, attempt, Exhausted("memory", limit, limit, self.now - attempt.started))
+
+    def _displace(self, node: Node, last: Running, older: Running) -> None:
+        """The last makes room for an older one, which has it before anybody hears of it."""
+        self.ledger.failures += 1
+        node.give_back(last)
+        self._vacate(last)
+        grown = self._grow(node, older)
+        used = min(last.used(self.now), last.limit - 1)
+        self._say_ended(node, last, Exhausted("memory", last.limit, used, self.now - last.started))
+        if grown:
+            self._expect_step(node, older)
         else:
-            attempt.near = True  # no room now; once more when it stands at the limit
-            self._expect_step(node, attempt)
+            self._step(node, older)
 
     def _grow(self, node: Node, attempt: Running) -> bool:
         before = attempt.limit
@@ -209,9 +224,12 @@ class World:
     def _end(self, node: Node, attempt: Running, outcome: Outcome) -> None:
         node.give_back(attempt)
         self._vacate(attempt)
+        self._say_ended(node, attempt, outcome)
+
+    def _say_ended(self, node: Node, attempt: Running, outcome: Outcome) -> None:
         run, call = attempt.run, attempt.call
         spent = self.now - attempt.started
-        peak = int(call.memory if isinstance(outcome, Returned) else min(call.memory, attempt.limit))
+        peak = int(call.memory if isinstance(outcome, Returned) else min(attempt.used(self.now), attempt.limit))
         usage = Usage(wall_s=spent, cpu_s=spent * call.cores, cores=call.cores, memory=peak, memory_by="cgroup")
         self._handle(e.WorkerSaid(node.peer, m.CallEnded(run.task, run.attempt, outcome, usage)))
 

@@ -12,8 +12,8 @@ from typing import assert_never
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, FunctionId, TaskId
-from lfm.protocol.outcomes import Blob, Crashed, Inline, Killed, Lost, Outcome, Returned
-from lfm.protocol.resources import Resources, Usage
+from lfm.protocol.outcomes import Blob, Crashed, Exhausted, Inline, Killed, Lost, Outcome, Returned
+from lfm.protocol.resources import MAKES_ROOM_BEFORE, Resources, Usage
 from lfm_worker.core import commands as c
 from lfm_worker.core import events as e
 from lfm_worker.core.calls import Call, Placed, Waiting
@@ -26,6 +26,7 @@ QUIET = 0.02  # seconds that a call runs before that is worth a word: many have 
 TOO_LONG = 0.5  # that a call which was sent ahead waits for room, before it is handed back
 STEP_SHARE, STEP_LEAST = 0.1, 64 << 20  # by how much a limit grows at a time: of itself, and bytes
 WORTH_GROWING = 0.02  # of the limit must be free: a full node gives its last bit rather than kill
+MAKES_ROOM = "made room for an older call"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class WorkerCore:
         self._last = 0
         self._lacking: dict[int, Call] = {}  # those of them that wait for items, or have not been looked at
         self._stalled: dict[int, Call] = {}  # and for room alone
+        self._pressed: dict[int, e.LimitNeared] = {}  # those that stand still until another has made room
         self._untold: dict[int, float] = {}  # calls that began, and when to say so
         self._idle_since: float | None = None
         self._out: list[c.Command] = []
@@ -293,7 +295,7 @@ class WorkerCore:
         if isinstance(call.state, Placed) and not (isinstance(outcome, Lost) and not outcome.started):
             self.pool.began(call.state.template)  # a short call's beginning is not told
         if call.doomed and isinstance(outcome, Killed | Crashed):
-            outcome = Lost(call.doomed, started=True)
+            outcome = _displaced(call, event.usage) if call.doomed == MAKES_ROOM else Lost(call.doomed, started=True)
         if isinstance(outcome, Returned) and isinstance(outcome.value, Blob):
             self._results[outcome.value.digest] = self._results.get(outcome.value.digest, 0) + 1
         self._end(event.call, outcome, now, event.usage, event.stdout, event.stderr)
@@ -311,13 +313,17 @@ class WorkerCore:
         if isinstance(call.state, Placed) and now is not None:
             self.pool.leave(call.state.template, number, now)
             self.stock.use(call.needs, now)
+        self._pressed.pop(number, None)
+        for pressed in list(self._pressed.values()):  # before anybody hears of the room
+            del self._pressed[pressed.call]
+            self._grow(pressed)
         self._tell(m.CallEnded(call.run.task, call.run.attempt, outcome, usage, stdout, stderr))
 
     def _grow(self, event: e.LimitNeared) -> None:
         """A running call is near its memory limit: let it grow into what is free, if it may and it is worth it.
 
         In steps: half of the calls that come near their limit never exceed it.  One that has, stands still until it
-        is told a limit, were it the same as before.
+        is told a limit, were it the same as before.  Where there is no room the last to come makes some.
         """
         call = self.calls.get(event.call)
         if call is None or event.resource != "memory" or not isinstance(call.state, Placed) or call.doomed:
@@ -326,13 +332,30 @@ class WorkerCore:
         step = max(int(limit * STEP_SHARE), STEP_LEAST, int(event.measured * (1 + STEP_SHARE)) - limit)
         more = min(call.run.growth - limit, free, step)
         if more <= 0 or free < limit * WORTH_GROWING:
-            if event.measured > limit:  # it stands still until it is answered
+            if event.measured > limit < call.run.growth and self._displace(event.call):
+                self._pressed[event.call] = event
+            elif event.measured > limit:
                 self._out.append(c.RaiseLimit(event.call, call.state.template, limit))
             return
         self.room.grow(event.call, more)
         call.allocation = replace(call.allocation, memory=limit + more)
         self._out.append(c.RaiseLimit(event.call, call.state.template, limit + more))
         self._tell(m.LimitRaised(call.run.task, call.run.attempt, call.allocation))
+
+    def _displace(self, number: int) -> bool:
+        """End the last of those that came after a call, which has least to lose; False if there is none.
+
+        The oldest is never ended, so that something always comes to its end.
+        """
+        for other in reversed(self.calls):
+            call = self.calls[other]
+            if other <= number:
+                return False
+            if isinstance(call.state, Placed) and call.run.growth and call.run.attempt < MAKES_ROOM_BEFORE and not call.doomed:
+                call.doomed = MAKES_ROOM
+                self._out.append(c.StopCall(other, call.state.template))
+                return True
+        return False
 
     def _template_ended(self, template: int, reason: str, now: float) -> None:
         if template not in self.pool.templates:
@@ -483,3 +506,9 @@ class WorkerCore:
 
     def _tell(self, message: c.News) -> None:
         self._out.append(c.Tell(message))
+
+
+def _displaced(call: Call, usage: Usage | None) -> Exhausted:
+    """How a call ended that made room: of memory, though it had not used up its own."""
+    measured, lived = (usage.memory, usage.wall_s) if usage is not None else (0, 0.0)
+    return Exhausted("memory", call.allocation.memory, min(measured, call.allocation.memory - 1), lived)
