@@ -29,6 +29,7 @@ ROUNDS ?= 500
 
 soak: $(VENV)/.test  ## the same for longer: simulated worlds, killed processes
 	LFM_SEEDS=$(SEEDS) LFM_ROUNDS=$(ROUNDS) $(PY) -m pytest -q tests/sim/test_worlds.py tests/process/test_kills.py
+	LFM_SOAK=1 $(PY) -m pytest -q tests/process/test_monitor_misbehaviour.py
 
 cluster: $(VENV)/.test  ## tests on a real Slurm and between network namespaces; needs root and the tools
 	$(PY) -m pytest -q -m cluster -rs

@@ -315,7 +315,17 @@ def look_first(shared: mmap.mmap, buffer: bytearray) -> bool:
 
 
 def look_last(shared: mmap.mmap, first: bool) -> tuple[int, int]:
-    """The exact peak (0: the bounds are close enough) and the mapped files that came in the call (kB; -1: not counted)."""
+    """The exact peak (0: the bounds are close enough) and the mapped files that came in the call (kB; -1: not counted).
+
+    Neither where the call has left no descriptor, or no /proc: its value is worth more than its figures.
+    """
+    try:
+        return _look_last(shared, first)
+    except OSError:
+        return 0, -1
+
+
+def _look_last(shared: mmap.mmap, first: bool) -> tuple[int, int]:
     if page.NUMBER.unpack_from(shared, page.LEARN_AT)[0] == 1:
         page.learned(shared, pages.own() if pages is not None else [])
     figures = memoryview(page.figures(shared))

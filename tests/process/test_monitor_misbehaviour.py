@@ -1,0 +1,195 @@
+"""More calls that misbehave, each for real, while a neighbour in the same template runs undisturbed.
+
+Whatever could hurt the machine has a cap of the test's own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from lfm.monitor import wire
+from lfm.protocol.outcomes import Blob, Exhausted, Returned
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_monitor_calls import Bench
+
+sys.path.pop(0)
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(params=["namespace", "os.fork"])
+def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    made = Bench(tmp_path, clone=request.param == "namespace", namespace=request.param == "namespace")
+    stop = tmp_path / "stop"
+    neighbour = made.start(_wait_for, str(stop))
+    yield made
+    assert neighbour not in made.overs
+    stop.touch()
+    assert made.value(made.end(neighbour)[0], neighbour) == "undisturbed"
+    made.host.close()
+
+
+def _wait_for(file: str) -> str:
+    while not os.path.exists(file):  # noqa: PTH110
+        time.sleep(0.02)
+    return "undisturbed"
+
+
+def _ignore_all() -> None:
+    for number in range(1, 65):
+        try:
+            signal.signal(number, signal.SIG_IGN)
+        except (OSError, ValueError):
+            continue
+    signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
+    while True:
+        time.sleep(60)
+
+
+def test_who_ignores_every_signal_ends_at_its_wall_time(bench: Bench) -> None:
+    outcome = bench.run(_ignore_all, limits=wire.Limits(wall_time=0.3))
+    assert isinstance(outcome, Exhausted) and outcome.resource == "wall_time"
+    bench.well()
+
+
+def _leave_threads() -> int:
+    import threading
+
+    for daemon in (True, False):
+        threading.Thread(target=time.sleep, args=(600,), daemon=daemon).start()
+    return threading.active_count()
+
+
+def _open_all() -> int:
+    """Until no descriptor is left, under a limit of the test's own."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+    opened = []
+    try:
+        while True:
+            opened.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        return len(opened)
+
+
+def _become_somebody() -> int:
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+    os.umask(0o777)
+    os.nice(5)
+    return os.getuid()
+
+
+def _bound_forks() -> int:
+    """As many children as a cap of the test's own allows, all left behind."""
+    made = 0
+    while made < 40:
+        if os.fork() == 0:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(600)
+        made += 1
+    return made
+
+
+@pytest.mark.parametrize(("fn", "least"), [(_leave_threads, 3), (_open_all, 50), (_become_somebody, 0), (_bound_forks, 40)])
+def test_what_it_leaves_is_gone_and_its_value_there(bench: Bench, fn: Callable[[], int], least: int) -> None:
+    assert bench.value(bench.run(fn)) >= least
+    bench.well()
+
+
+def _seed() -> float:
+    random.seed(1)
+    return random.random()
+
+
+def _draw() -> float:
+    return random.random()
+
+
+def test_a_seed_is_the_calls_own(bench: Bench) -> None:
+    first = bench.value(bench.run(_seed))
+    drawn = {bench.value(bench.run(_draw)) for _ in range(4)}
+    assert len(drawn) == 4 and first not in drawn
+
+
+class _Trap:
+    """Runs code wherever it is unpickled."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return exec, (f"with open({self.file!r}, 'a') as f: f.write('x')",)
+
+
+def test_what_runs_code_on_unpickling_runs_it_at_its_users_alone(bench: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "sprung"
+    outcome = bench.run(_Trap, str(file))
+    assert isinstance(outcome, Returned)
+    bench.well()
+    assert not file.exists()
+    assert bench.value(outcome) is None and file.read_text() == "x"
+
+
+def _large(size: int) -> bytearray:
+    return bytearray(size)
+
+
+def test_a_large_value_passes_through_nobodys_memory(bench: Bench) -> None:
+    size = 2_000_000_000 if os.environ.get("LFM_SOAK") else 100_000_000
+    number = bench.start(_large, size)
+    outcome, _ = bench.end(number)
+    assert isinstance(outcome, Returned) and isinstance(outcome.value, Blob)
+    assert size <= outcome.value.size < size + 10_000
+    assert bench.result(number).stat().st_size == outcome.value.size
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 2_000_000_000
+    bench.result(number).unlink()
+    bench.well()
+
+
+def _libraries() -> float:
+    """Thread pools of libraries that the template has loaded with one thread: used, and made larger, in the call."""
+    import numpy
+
+    total = float((numpy.ones((300, 300)) @ numpy.ones((300, 300))).sum())
+    if "pyarrow" in sys.modules:
+        import pyarrow
+        import pyarrow.compute
+
+        pyarrow.set_cpu_count(2)
+        total += pyarrow.compute.sum(pyarrow.chunked_array([[1.0] * 100_000] * 4)).as_py()
+    if "joblib" in sys.modules:
+        import joblib
+
+        for backend in ("threading", "loky"):
+            total += sum(joblib.Parallel(n_jobs=2, backend=backend)(joblib.delayed(abs)(-n) for n in range(10)))
+    return total
+
+
+def test_libraries_with_threads_of_their_own(tmp_path: Path) -> None:
+    there = [name for name in ("numpy", "pyarrow.compute", "joblib") if importlib.util.find_spec(name.partition(".")[0])]
+    if "numpy" not in there:
+        pytest.skip("no numpy here")
+    bench = Bench(tmp_path, preload=there)
+    try:
+        expected = 300**3 + 400_000.0 * ("pyarrow.compute" in there) + 90 * ("joblib" in there)
+        for threads in (1, 2):
+            assert bench.value(bench.run(_libraries, threads=threads)) == expected
+        bench.well()
+    finally:
+        bench.host.close()
