@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lfm.errors import AnalysisError
 from lfm.function.pack import Packed, Packer
@@ -222,6 +224,48 @@ def test_nothing_is_executed(world: World) -> None:
     )
     assert needs(Packer().pack(names["f"])) == {"alpha"}
     assert names["ran"] == [] and "alpha" not in sys.modules
+
+
+DEEDS = (
+    "hit()", "import alpha", "from alpha import hit as other; other()", "thing.attribute", "thing(hit())", "thing[hit()] += 1",
+    "del thing.attribute", "[hit() for _ in range(3)]", "lambda: hit()", "assert hit()", "raise Trap(hit())", "yield hit()",
+    "with thing: hit()", "exec('hit()')", "__import__('alpha').hit()", "importlib.import_module('alpha')",
+)  # fmt: skip
+BLOCKS = (
+    "{0}", "if hit():\n    {0}", "try:\n    {0}\nexcept Trap:\n    {1}\nfinally:\n    {2}", "for _ in thing:\n    {0}",
+    "class Inner(Trap):\n    {0}\n    def method(self):\n        {1}", "def inner(a):\n    {0}\n    {1}\ninner(hit())",
+    "@decorated\ndef inner():\n    {0}", "match thing:\n    case Trap():\n        {0}\n    case _:\n        {1}",
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from(BLOCKS), st.sampled_from(DEEDS), st.sampled_from(DEEDS), st.sampled_from(DEEDS)), min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_function_does_looking_at_it_does_nothing(world: World, body: list[tuple[str, ...]]) -> None:
+    if not (world.site / "alpha").exists():
+        world.install("alpha", {"alpha/__init__.py": "raise SystemError('imported')"})
+    blocks = [block.format(*(deed.replace("yield", "hit") if "class" in block else deed for deed in deeds)) for block, *deeds in body]
+    script = """
+import importlib
+ran = []
+def hit(*a):
+    ran.append(a)
+def decorated(f):
+    ran.append(f)
+    return f
+class Trap(Exception):
+    def __call__(self, *a): ran.append(a)
+    def __enter__(self): ran.append(self)
+    def __exit__(self, *a): ran.append(a)
+    def __iter__(self): ran.append(self); yield 1
+    @property
+    def attribute(self): ran.append(self)
+thing = Trap()
+def f(x):
+"""
+    names = world.main(script + textwrap.indent("\n".join(blocks), "    ") + "\n    return hit(x)\n")
+    packed = Packer().pack(names["f"])
+    assert names["ran"] == [] and "alpha" not in sys.modules
+    assert needs(packed) == ({"alpha"} if "alpha" in "".join(blocks) else set())
 
 
 def test_a_missing_import_is_named_with_file_and_line(world: World) -> None:
@@ -555,6 +599,14 @@ def test_the_closure_of_requirements(world: World) -> None:
     assert packed.environment_name == "alpha (+3)"
     excluding = Packer().pack(world.main("def f():\n    import alpha\n")["f"], exclude=["delta"])
     assert needs(excluding) == {"alpha", "beta", "gamma"}
+
+
+def test_an_extra_that_is_not_installed(world: World) -> None:
+    world.install("alpha", requires=("beta[fast,no-such]>=1",))
+    world.install("beta", requires=('delta>=2; extra == "fast"',))
+    packed = Packer().pack(world.main("def f():\n    import alpha\n")["f"])
+    assert needs(packed) == {"alpha", "beta"}
+    assert packed.warnings == ('beta 1.0 requires delta>=2; extra == "fast", which is not installed here',)
 
 
 def test_a_distribution_without_record(world: World) -> None:
