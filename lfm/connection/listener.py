@@ -22,6 +22,7 @@ from lfm.connection.tuning import (
     HELLO,
     LEASE,
     PING_EVERY,
+    QUEUED,
     REFUSED,
     RESEND_AFTER,
     SESSIONS,
@@ -108,6 +109,8 @@ class Listener:
         self._zap.bind("inproc://zeromq.zap.01")
         self._router = self._context.socket(zmq.ROUTER)
         tune(self._router)
+        self._router.setsockopt(zmq.SNDHWM, QUEUED)
+        self._router.setsockopt(zmq.RCVHWM, QUEUED)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._router.setsockopt(zmq.BACKLOG, 4096)
@@ -314,7 +317,7 @@ class Listener:
         try:
             self._router.send_multipart([route, *packet], zmq.NOBLOCK)
         except zmq.Again:
-            pass  # cannot be at an unbounded queue; if it is, the link sends it again
+            pass  # it does not read what it is sent; what matters of it, the link sends again
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise

@@ -52,6 +52,7 @@ IN_MEMORY = 32 << 20  # bytes of waiting calls' arguments, and of results, beyon
 LAST_WORDS = 0.5  # seconds that what was said last may take to be heard
 FAREWELL = 2.0  # seconds that workers without calls have to leave, when the manager is stopped
 PACKETS = 64  # of all peers taken in one round: the rest waits in the socket, and answers are not kept back
+FEW, SLOW = 4, 0.05  # at least; seconds for them, after which the next round takes fewer
 ONLY_CLIENTS = ("drain", "stop", "shutdown", "cancel", "retry", "leaving")  # questions that change something
 
 
@@ -95,6 +96,7 @@ class Manager:
         self._starts: dict[TaskId, tuple[PeerId, m.Started]] = {}  # to be told at the end of this round
         self._pending: list[e.Event] = []  # answers to commands that were known at once
         self._look_at = 0.0 if self.store is not None else math.inf  # when to see whether the run directory is there
+        self._packets = PACKETS
         self._ending = ""  # why, once it is to end
         self._dismissed: float | None = None  # until when workers that were told to leave may take
         self._busy = time.monotonic()  # when there was last something to do
@@ -134,8 +136,11 @@ class Manager:
         return idle or time.monotonic() >= self._dismissed
 
     def _round(self, readable: dict[Any, int]) -> None:
-        for news in self.listener.receive(PACKETS):
+        began = time.monotonic()
+        for news in self.listener.receive(self._packets):
             self._heard(news)
+        slow = time.monotonic() - began > SLOW  # questions may take long, and others wait for the end of the round
+        self._packets = max(FEW, self._packets // 2) if slow else min(PACKETS, self._packets * 2)
         for descriptor in readable:
             if isinstance(descriptor, int):
                 self._readable(descriptor)

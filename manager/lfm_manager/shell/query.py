@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from lfm.protocol.ids import TaskId
 from lfm.protocol.messages import Finished
 from lfm.protocol.outcomes import Attempt, Cancelled, Killed, Returned
-from lfm.protocol.resources import format_duration
+from lfm.protocol.resources import Resources, Usage, format_duration
 from lfm_manager.core.advice import options_line
 from lfm_manager.core.categories import Category
 from lfm_manager.core.functions import (
@@ -139,10 +138,10 @@ def task_row(core: ManagerCore, task: Task | Ended, now: float) -> dict[str, Any
     }
     match task.state:
         case Placed(worker, allocation=allocation, started=started):
-            row |= {"worker": core.workers[worker].name, "allocation": asdict(allocation)}
+            row |= {"worker": core.workers[worker].name, "allocation": _fields(allocation)}
             row["running_s"] = round(now - started, 3) if started is not None else None
         case Collecting(worker, placed=placed):
-            row |= {"worker": core.workers[worker].name, "allocation": asdict(placed.allocation)}
+            row |= {"worker": core.workers[worker].name, "allocation": _fields(placed.allocation)}
         case Done(finished) | Failed(finished):
             row |= _over(finished)
         case _:
@@ -158,17 +157,22 @@ def _ended_row(ended: Ended, now: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _fields(value: Resources | Usage) -> dict[str, Any]:
+    """As dataclasses.asdict, for flat ones, at a tenth of its price: there may be a row for each of many calls."""
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
 def attempt_row(attempt: Attempt) -> dict[str, Any]:
-    usage = asdict(attempt.usage) if attempt.usage else None
-    return {**attempt.fields(), "allocation": asdict(attempt.allocation), "usage": usage}
+    usage = _fields(attempt.usage) if attempt.usage else None
+    return {**attempt.fields(), "allocation": _fields(attempt.allocation), "usage": usage}
 
 
 def _over(finished: Finished | Ended) -> dict[str, Any]:
     return {
         "worker": finished.attempts[-1].worker if finished.attempts else None,
         "outcome": type(finished.outcome).__name__.lower(),
-        "allocation": asdict(finished.allocation) if finished.allocation else None,
-        "usage": asdict(finished.usage) if finished.usage else None,
+        "allocation": _fields(finished.allocation) if finished.allocation else None,
+        "usage": _fields(finished.usage) if finished.usage else None,
     }
 
 
@@ -240,7 +244,7 @@ def category_row(core: ManagerCore, category: Category) -> dict[str, Any]:
         },
         "waste_gb_h": category.wasted_memory_s / 3.6e12,
         "efficiency": 1 - category.wasted_memory_s / allotted if allotted else None,
-        "next": asdict(upcoming) if upcoming is not None else None,
+        "next": _fields(upcoming) if upcoming is not None else None,
         "options": options_line(category, upcoming.cores if upcoming is not None else 1.0),
     }
 
