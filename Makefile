@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PEERS ?= $(PY)
 
-.PHONY: demo test soak check bench cluster clean
+.PHONY: demo test soak check bench cluster networks clean
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lfm needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -22,11 +22,12 @@ demo: $(VENV)/.demo  ## the paper's application on real molecules
 	$(PY) examples/drug_screening.py
 
 test: $(VENV)/.test  ## every test that needs no cluster
-	$(PY) -m pytest -q -m 'not cluster'
+	$(PY) -m pytest -q -m 'not cluster and not networks'
 
 SEEDS ?= 20000
 ROUNDS ?= 500
 FRAMES ?= 1000000
+NETWORKS ?= full
 
 soak: $(VENV)/.test  ## the same for longer: simulated worlds, killed processes, hostile frames
 	LFM_SEEDS=$(SEEDS) LFM_ROUNDS=$(ROUNDS) LFM_FRAMES=$(FRAMES) $(PY) -m pytest -q tests/sim/test_worlds.py tests/process/test_kills.py tests/process/test_fuzz.py
@@ -34,6 +35,9 @@ soak: $(VENV)/.test  ## the same for longer: simulated worlds, killed processes,
 
 cluster: $(VENV)/.test  ## tests on a real Slurm and between network namespaces; needs root and the tools
 	$(PY) -m pytest -q -m cluster -rs
+
+networks: $(VENV)/.test  ## cut, slow, lossy and translated networks between namespaces, with figures; needs root and ip
+	LFM_NETWORKS=$(NETWORKS) $(PY) -m pytest -q -m networks -rs -s
 
 check: $(VENV)/.test  ## lint, types, import rules
 	$(VENV)/bin/ruff check lfm manager worker tests bench examples
