@@ -203,6 +203,7 @@ def test_a_key_that_the_manager_does_not_know(cluster, tmp_path):
         lfm.Executor(file)
 
 
+
 def test_on_a_full_node_the_older_call_goes_on_and_the_last_to_come_runs_again(tmp_path):
     def older(flag):
         import pathlib
@@ -236,3 +237,15 @@ def test_on_a_full_node_the_older_call_goes_on_and_the_last_to_come_runs_again(t
         assert (first.result(PATIENCE), last.result(PATIENCE)) == (24, 200_000_000)
     assert [a.outcome for a in first.attempts] == ["returned"]
     assert [a.outcome for a in last.attempts] == ["memory", "returned"]
+
+
+def test_a_manager_that_is_told_to_end_and_started_again_finds_its_workers():
+    with LocalCluster(1) as own, own.executor() as executor:
+        assert executor.submit(abs, -1).result(PATIENCE) == 1
+        own.manager.terminate()  # as a person does, or a node's init
+        own.manager.wait(PATIENCE)
+        own.manager.stdin.close()
+        futures = [executor.submit(abs, -n) for n in range(5)]
+        own.start_manager()
+        assert [f.result(PATIENCE) for f in futures] == list(range(5))
+        assert own.workers[0].poll() is None

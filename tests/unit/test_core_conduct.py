@@ -12,6 +12,7 @@ from lfm_manager.core.check import check
 from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.policy import Policy
 from lfm_manager.core.tasks import Failed, Placed, Ready
+from lfm_manager.shell.explain import explain
 from lfm_manager.sizing import make
 
 GB = 10**9
@@ -96,6 +97,7 @@ def test_a_worker_that_hands_back_all_is_tried_again_after_pauses_that_double() 
             assert desk.where(task) == W1
             desk.end(task, Lost("no room on its disk", started=False))
         assert desk.aside() and desk.where(task) is None
+        assert "worker11 is set aside" in explain(desk.core, desk.core.calls.tasks[task], desk.now)
         before = desk.now
         while desk.aside():
             desk.wait()

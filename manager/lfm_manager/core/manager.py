@@ -203,6 +203,11 @@ class ManagerCore:
     def too_much(self, demand: Demand, now: float) -> str:
         """For people: what of it does not fit, and what the largest worker has instead."""
         largest = self.sizes.largest
+        present = [w for w in self.workers.values() if not w.draining]
+        if away := [w for w in self.workers.values() if w.draining and not present]:
+            return f"has to wait: {away[0].name} is {away[0].draining}"
+        if barred := [w for w in present if demand.digest in w.again]:
+            return f"has to wait: {barred[0].name} cannot use its environment for now: {barred[0].unusable[demand.digest]}"
         if demand.labels and not any(w.suits(demand) for w in self.workers.values() if not w.draining):
             named = ", ".join(f"{name}={value}" for name, value in demand.labels)
             known = sorted({f"{name}={value}" for w in self.workers.values() for name, value in w.hello.labels.items()
@@ -217,7 +222,7 @@ class ManagerCore:
             wanted = ", ".join(text for name, text in needed if name in over)
             had = ", ".join(there.get(name, f"no {name}") for name in over)
             best = max(
-                (w for w in self.workers.values() if not w.draining),
+                present,
                 key=lambda w: (len(w.devices) if over[0] == "gpus" else getattr(w, _FIELD[over[0]]), -w.peer),
             )
             return f"needs {wanted}; the largest worker, {best.name}, has {had}"

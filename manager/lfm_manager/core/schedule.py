@@ -213,7 +213,7 @@ class Scheduler:
             for queue in self._order(session.key):
                 if worker.could(self.demand(queue), now):
                     mean = queue.category.mean_wall
-                    depth = min(self._policy.ahead, int(self._policy.ahead_s / mean)) if mean else 0
+                    depth = int(min(self._policy.ahead, self._policy.ahead_s / mean)) if mean else 0
                     return queue if worker.fits_ahead(self.demand(queue), depth, now) else None
         return None
 

@@ -97,6 +97,7 @@ class Manager:
         self._pending: list[e.Event] = []  # answers to commands that were known at once
         self._look_at = 0.0 if self.store is not None else math.inf  # when to see whether the run directory is there
         self._packets = PACKETS
+        self._noticed = ""  # what people were told last
         self._ending = ""  # why, once it is to end
         self._dismissed: float | None = None  # until when workers that were told to leave may take
         self._busy = time.monotonic()  # when there was last something to do
@@ -328,6 +329,9 @@ class Manager:
 
     def _tell_client(self, peer: PeerId, message: Any) -> None:
         """A call that starts and ends within one round did not run for anybody to see."""
+        if isinstance(message, m.Notice) and message.text != self._noticed:
+            self._noticed = message.text
+            log.warning("%s", message.text)
         if isinstance(message, m.Started):
             self._starts[message.task] = (peer, message)
             return

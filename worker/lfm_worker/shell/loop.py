@@ -48,6 +48,7 @@ RETRY_ORPHANS = 0.05
 FAR_EVERY = 1.0  # seconds between two words on how far environments are, and before the first
 SMALL_OVERLAY = 1 << 20  # bytes
 SCAN_EVERY = 30.0  # seconds between two looks at the node's cache, where only overlays come
+RESTART = 20.0  # seconds that a manager which was stopped may take to be there again
 TOGETHER = 0.02  # seconds that the end of a call may wait for others
 
 
@@ -251,8 +252,8 @@ class Worker:
             if known is not None:
                 log.info("the manager is back")
             return
-        # A manager that stops takes its connection file back; one that crashed leaves it, and may return.
-        patience = self._options.manager_lost_after if self._is_published() else 0.0
+        # A manager that stops takes its connection file back, and may be on its way to start again; one that crashed leaves it.
+        patience = self._options.manager_lost_after if self._is_published() else min(RESTART, self._options.manager_lost_after)
         stop = self._options.on_manager_lost == "stop"
         if known is None and not stop:
             log.warning(
