@@ -34,7 +34,7 @@ BATCH = 100  # frames between two looks at the sockets
 pytestmark = [pytest.mark.process, pytest.mark.timeout(600 + FRAMES // 200)]
 
 TASK, DIGEST = TaskId("s-1"), Digest("a" * 64)
-TRUE: dict[str, list[m.Message]] = {  # what each role may say, about what is not so
+TRUE: dict[str, list[m.Message]] = {  # what each role may say, about what is not so; and no client, to whom it is granted: stop
     "client": [
         m.Submit(TASK, FunctionId("unknown"), Inline(b"x" * 100), Request()), m.Release((TASK,)), m.Kill((TASK,)), m.FetchBlob(DIGEST, 0, 1 << 20),
         m.Query(1, "status", {"selection": "x"}), m.BlobChunk(DIGEST, 0, 10, b"0123456789"), m.EnvironmentNotMade(ENV, "no", "", ""),
@@ -44,7 +44,7 @@ TRUE: dict[str, list[m.Message]] = {  # what each role may say, about what is no
         m.CallStarted(TASK, 1), m.LimitRaised(TASK, 1, Resources(1e9, 1 << 60)), m.SeekBlob(DIGEST, 1 << 40), m.BlobSought(DIGEST, None),
         m.CallEnded(TASK, 1, Returned(Blob(DIGEST, 1 << 50)), None), m.OfferChanged(Resources(0.0)), m.FetchBlob(DIGEST, -5, 1 << 20),
     ],
-    "viewer": [m.Query(1, "tasks", {"state": "done"}), m.Query(2, "shutdown"), m.Query(3, "logs", {"task": "s-1"})],
+    "viewer": [m.Query(1, "tasks", {"state": "done"}), m.Query(2, "cancel"), m.Query(3, "logs", {"task": "s-1"})],
 }  # fmt: skip
 
 
@@ -205,13 +205,14 @@ def memory(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def wait_for(peer: Peer, worker: Peer, kind: type, which: Callable[..., bool]) -> None:
+def wait_for(cluster: Cluster, peer: Peer, other: Peer, kind: type, which: Callable[..., bool]) -> None:
     """Patiently: the manager may have much to refuse first."""
     end = time.monotonic() + PATIENCE
     while not any(isinstance(said, kind) and which(said) for said in peer.heard):
+        assert cluster.process is not None and cluster.process.poll() is None, (cluster.directory / "said").read_text()[-2000:]
         assert time.monotonic() < end, f"no {kind.__name__}"
         peer.pump()
-        worker.pump(0.0)
+        other.pump(0.0)
 
 
 def files_of(cluster: Cluster) -> dict[str, ConnectionFile]:
@@ -253,9 +254,9 @@ def test_a_manager_serves_honest_peers_under_a_rain_of_frames(cluster: Cluster) 
                 attacker.batch()
             calls += 1
             client.say(submit(calls))
-            wait_for(worker, client, m.Run, lambda run: run.task == f"s-{calls}")  # noqa: B023
+            wait_for(cluster, worker, client, m.Run, lambda run: run.task == f"s-{calls}")  # noqa: B023
             assert run_one(worker).arguments == Inline(b"x")
-            wait_for(client, worker, m.Finished, lambda said: said.task == f"s-{calls}")  # noqa: B023
+            wait_for(cluster, client, worker, m.Finished, lambda said: said.task == f"s-{calls}")  # noqa: B023
             finished = client.wait(m.Finished)
             assert finished.outcome == Returned(Inline(b"v"))
             client.say(m.Release((finished.task,)))
