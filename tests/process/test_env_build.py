@@ -187,6 +187,40 @@ def test_packages_of_a_debian_python(store: Store, tmp_path: Path) -> None:
     )
 
 
+ANALYSE = """
+import json, sys
+sys.path += json.loads(sys.argv[1])  # where lfm is, last: what is imported is this environment's own
+from lfm.function.pack import Packer
+def f():
+    import pip
+    return pip.__version__
+print(Packer().pack(f).plan.to_json().decode())
+"""
+
+
+@pytest.mark.parametrize("made_by", ["venv --system-site-packages", "uv venv --system-site-packages"])
+def test_what_a_venv_takes_from_the_python_that_it_was_made_of(store: Store, tmp_path: Path, made_by: str) -> None:
+    base = getattr(sys, "_base_executable", sys.executable)
+    theirs = subprocess.run([base, "-I", "-c", "import pip; print(pip.__file__)"], capture_output=True, text=True, check=False)
+    if theirs.returncode:
+        pytest.skip("the Python that this venv was made of has no pip")
+    root = tmp_path / "venv"
+    if made_by.startswith("uv"):
+        uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+        if uv is None:
+            pytest.skip("needs uv")
+        subprocess.run([uv, *made_by.split()[1:], "--quiet", "--python", base, root], check=True, timeout=120)
+    else:
+        subprocess.run([base, "-m", *made_by.split(), "--without-pip", root], check=True, timeout=120)
+    paths = json.dumps([path for path in sys.path if path])
+    done = subprocess.run([root / "bin" / "python", "-c", ANALYSE, paths], capture_output=True, text=True, check=True, cwd=tmp_path, timeout=120)
+    made = Plan.from_json(done.stdout.encode())
+    (one,) = made.distributions
+    assert one.name == "pip" and theirs.stdout.startswith(one.location)
+    prefix = unpacked(build(made, store), tmp_path / "node")
+    assert run(prefix, "import pip; print(pip.__version__)") == one.version
+
+
 # ---------------------------------------------------------------- once, and the same
 
 
