@@ -34,7 +34,7 @@ def find(core: ManagerCore, wanted: str) -> Call:
     found = list(_part(core, wanted))
     if len(found) != 1:
         which = "no call is" if not found else f"{len(found)} calls are"
-        raise NoAnswer(f"{which} named {wanted!r}", "see: lfm tasks; of those that are over only the last are remembered")
+        raise NoAnswer(f"{which} named {wanted!r}", "see: lfm tasks; of those that are over only the last are remembered, and none by a manager that was started again")
     return found[0]
 
 

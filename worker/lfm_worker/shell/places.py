@@ -108,7 +108,8 @@ class Cache:
 
     def note_size(self, item: Item, size: int) -> None:
         """Write down how large it is, and that it was used now."""
-        self._use_file(item).write_text(f"{size}\n")
+        with suppress(OSError):  # a full disk: then it counts for nothing until it is used again
+            self._use_file(item).write_text(f"{size}\n")
 
     def size(self, item: Item) -> int:
         """As it was written down; 0 if it was not."""
