@@ -193,3 +193,22 @@ def test_libraries_with_threads_of_their_own(tmp_path: Path) -> None:
         bench.well()
     finally:
         bench.host.close()
+
+
+def _pools() -> list[int]:
+    """Each way to start processes; the later two leave servers of theirs behind."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    found: list[int] = []
+    for method in ("fork", "forkserver", "spawn"):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            found += pool.map(abs, [-1])
+    with ProcessPoolExecutor(1) as executor:  # by the default, which is another since Python 3.14
+        found += executor.map(abs, [-2])
+    return found
+
+
+def test_every_way_to_start_processes(bench: Bench) -> None:
+    assert bench.value(bench.run(_pools)) == [1, 1, 1, 2]
+    bench.well()
