@@ -75,12 +75,14 @@ class _Bench:
     ) -> tuple[host.Over, Path]:
         import cloudpickle
 
+        from lfm.function.pickling import pickle_function
+
         self.calls += 1
         folder = self.folder / str(self.calls)
         folder.mkdir()
         code, arguments, result = folder / "code", folder / "arguments", self.folder / f"{self.calls}.result"
         try:
-            _write(code, payload.pack(fn, cloudpickle.dumps))
+            _write(code, pickle_function(fn)[0])
             _write(arguments, payload.pack((args, kwargs), cloudpickle.dumps))
             work = wire.Work(
                 self.calls,

@@ -198,3 +198,15 @@ def test_a_worker_leaves_before_its_time_is_over(slurm: Any, run: Run, submit: C
     log = (tmp_path / f"job-{job}.log").read_text()
     assert "has left: its allotment ends" in log or "has left: told to leave by SIGUSR1" in log
     assert left_behind(tmp_path) == []
+
+
+def test_a_command_in_a_step_is_measured_and_bounded(slurm: Any, environ: dict[str, str]) -> None:
+    def monitor(*words: str) -> Any:
+        step = ["srun", "--mem=500", "--time=5", "sh", "-c", '"$@" || true', "sh", environ["LFM"], "monitor", "--json", *words]
+        return json.loads(slurm.run(*step, **environ).splitlines()[-1])
+
+    taken = "import time; x = bytearray({size}); time.sleep({seconds})"
+    facts = monitor("--", sys.executable, "-S", "-c", taken.format(size=80_000_000, seconds=0.2))
+    assert facts["exit_code"] == 0 and 80_000_000 < facts["usage"]["memory"] < 110_000_000
+    facts = monitor("--memory", "60MB", "--", sys.executable, "-S", "-c", taken.format(size=80_000_000, seconds=60))
+    assert facts["limit"]["resource"] == "memory"
