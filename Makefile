@@ -44,11 +44,13 @@ check: $(VENV)/.test  ## lint, types, import rules
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
+TRACES ?= ../shared/traces
 bench: $(VENV)/.test  ## speed, as ratios in one run; PEERS=PYTHON has parsl, distributed or ray installed
 	$(PY) bench/bench.py --peers $(PEERS)
 	$(PY) bench/environments.py
 	$(PY) bench/monitor.py
 	$(PY) bench/first_submit.py
+	$(PY) bench/sizing.py $(wildcard $(TRACES)) --strategy auto --strategy greedy-bucketing --strategy exhaustive-bucketing --strategy max-seen
 	$(PY) bench/transfer.py
 
 clean:

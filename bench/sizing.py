@@ -1,5 +1,6 @@
 """What each sizing strategy wastes on a folder of traces, and what it costs: ``python bench/sizing.py FOLDER``.
 
+Makespan: the shipped scheduler on 4 workers of 16 cores in virtual time, over an oracle's of sizes; the worst of SEEDS.
 GB·h wasted with 1, 32 and 128 results outstanding; workers of 128 GB; a failed attempt costs its allocation for
 the call's whole time.  Microseconds are CPU time per call.  Without traces there is nothing to do, and it says so.
 """
@@ -12,8 +13,10 @@ import math
 import time
 from pathlib import Path
 
+from lfm_manager.simulator.plan import Plan
 from lfm_manager.simulator.replay import replay
 from lfm_manager.simulator.trace import Call, read_trace
+from lfm_manager.simulator.world import ORACLE, simulate
 from lfm_manager.sizing import STRATEGIES, Sizer, make
 
 CAP = 128e9
@@ -62,25 +65,38 @@ def measure(strategy: str, calls: list[Call]) -> dict[str, object]:
     }
 
 
+def makespan(calls: list[Call], seeds: int) -> dict[int, float]:
+    """GB of a worker -> what ``auto`` takes, in oracle's times, for the worst seed."""
+    found = {}
+    for memory in (64, 128):
+        plans = [Plan(4, 16, memory * 10**9, seed=seed) for seed in range(1, seeds + 1)]
+        oracle = simulate(calls, plans[0], ORACLE).makespan
+        found[memory] = max(simulate(calls, plan, "auto").makespan for plan in plans) / oracle
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", help="of traces, *.csv or *.csv.gz")
     parser.add_argument("--strategy", action="append", choices=list(STRATEGIES), help="may be given again; default: all")
+    parser.add_argument("--seeds", type=int, default=1, help="for the makespan; 0: leave it out")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     traces = sorted(options.folder.glob("*.csv*")) if options.folder else []
     if not traces:
         print("sizing: skipped, no folder of traces was given")
         return
-    found = {}
+    found, times = {}, {}
     for path in traces:
         name = path.name.split(".")[0]
         calls = read_trace(path)
         found[name] = [measure(strategy, calls) for strategy in options.strategy or STRATEGIES]
+        times[name] = makespan(calls, options.seeds) if options.seeds else {}
         if not options.json:
             print_table(name, len(calls), found[name])
+            print(*(f"  makespan of auto with {gb} GB: {x:.3f} x an oracle's" for gb, x in times[name].items()), sep="\n")
     if options.json:
-        print(json.dumps({"schema": "lfm.bench.sizing/1", "traces": found}, indent=2))
+        print(json.dumps({"schema": "lfm.bench.sizing/1", "traces": found, "makespan": times}, indent=2))
 
 
 def print_table(name: str, calls: int, rows: list[dict[str, object]]) -> None:

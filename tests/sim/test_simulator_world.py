@@ -209,6 +209,7 @@ def test_command_compares_strategies_for_people() -> None:
     ran = CliRunner().invoke(command, ["images", "--workers", "3", "--memory", "64GB", "--calls", "40"])
     assert ran.exit_code == 0, ran.output
     assert all(name in ran.stdout for name in ("auto", "as asked", "unmanaged", "oracle"))
+    assert "a worker for each call takes" in ran.stdout and "less than what was asked" in ran.stdout
 
 
 @pytest.mark.parametrize(

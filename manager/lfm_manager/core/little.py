@@ -29,6 +29,7 @@ class Little:
 
     def __init__(self, sizer: Sizer, least: int) -> None:
         self._sizer, self._least = sizer, least
+        self._foreseeing = sizer if isinstance(sizer, Foreseeing) else None  # to look each time costs more than to ask
         self._categories: dict[str, _Category] = {}
 
     def predict(
@@ -43,9 +44,9 @@ class Little:
     def expected(self, category: str, input_bytes: float, at_least: float) -> float | None:
         """As ``Foreseeing``.  Of what is little nothing has to be foreseen."""
         known = self._categories.get(category)
-        if known is None or known.little or not isinstance(self._sizer, Foreseeing):
+        if known is None or known.little or self._foreseeing is None:
             return None
-        return self._sizer.expected(category, input_bytes, at_least)
+        return self._foreseeing.expected(category, input_bytes, at_least)
 
     def succeeded(
         self, category: str, input_bytes: float, measured: float, wall_s: float, *, hint: float | None = None

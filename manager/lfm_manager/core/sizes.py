@@ -187,7 +187,8 @@ class Sizes:
             category.most_disk = max(category.most_disk, usage.disk)
         if wall >= TELLING_S and 0 <= usage.cores < ABSURD and "cores" in self._strategies:
             category.busy = category.busy or usage.cores > 1.0 + BUSY
-            learn(Heard("cores", name, input_bytes, usage.cores, wall, None))
+            if category.busy:
+                learn(Heard("cores", name, input_bytes, usage.cores, wall, None))
 
 
 ANYTHING = Request()

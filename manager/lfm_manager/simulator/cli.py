@@ -16,6 +16,7 @@ from lfm_manager.simulator.trace import BadTrace, Call, read_trace
 from lfm_manager.sizing import STRATEGIES, make
 
 COMPARED = {"fixed": "as asked", "whole-worker": "unmanaged"}
+SAID = {"fixed": "what was asked", "whole-worker": "a worker for each call"}
 DEFAULT_MEMORY = "128GB"
 
 
@@ -97,6 +98,9 @@ def _run(calls: list[Call], strategy: str, plan: Plan, name: str, output: Path |
     else:
         names = {other: f"{other} ({what})" for other, what in COMPARED.items()} | {ORACLE: "oracle (every size known)"}
         print_table(report.COLUMNS, [report.row(names.get(n, n), run, oracle) for n, run in runs.items()])
+        others = {SAID[n]: runs[n] for n in COMPARED if n != strategy}
+        click.echo(report.faster(strategy, runs[strategy], others))
+        click.echo(report.saved(strategy, runs[strategy].waste_gb_h, {n: r.waste_gb_h for n, r in others.items()}))
         if hopeless := runs[strategy].hopeless:
             click.echo(f"{hopeless} calls never gave a value: they need more than a worker has")
     if output is not None:
@@ -111,13 +115,12 @@ def _replay(calls: list[Call], strategy: str, in_flight: int, cap: int, as_json:
     if as_json:
         print_json(_body(strategy, in_flight, cap, result))
         return
-    rows = [_row(strategy, result)]
-    rows += [
-        _row(f"{other} ({what})", replay(calls, make(other, "memory"), cap, in_flight))
-        for other, what in COMPARED.items()
-        if other != strategy
-    ]
+    from lfm_manager.simulator.report import saved
+
+    others = {other: replay(calls, make(other, "memory"), cap, in_flight) for other in COMPARED if other != strategy}
+    rows = [_row(strategy, result), *(_row(f"{other} ({COMPARED[other]})", tally) for other, tally in others.items())]
     print_table(["strategy", ">calls", ">failures", ">waste GB·h", ">used / allocated"], rows)
+    click.echo(saved(strategy, result.waste_gb_h, {SAID[other]: tally.waste_gb_h for other, tally in others.items()}))
     if result.hopeless:
         click.echo(f"{result.hopeless} calls need more than {cap / 1e9:g} GB and never end")
 
@@ -139,5 +142,6 @@ def _body(strategy: str, in_flight: int, cap: int, result: Tally) -> dict[str, A
 
 
 def _row(name: str, result: Tally) -> list[str]:
-    waste = f"{result.waste_gb_h:.4g}" if result.waste_gb_h < 1e4 else f"{result.waste_gb_h:.0f}"
-    return [name, str(result.calls), str(result.failures), waste, f"{result.efficiency:.1%}"]
+    from lfm_manager.simulator.report import gb_h
+
+    return [name, str(result.calls), str(result.failures), gb_h(result.waste_gb_h), f"{result.efficiency:.1%}"]

@@ -48,11 +48,33 @@ def body(strategy: str, plan: Plan, run: Ledger, oracle: Ledger) -> dict[str, An
 def row(name: str, run: Ledger, oracle: Ledger) -> list[str]:
     """One line of the table."""
     times = f"{run.makespan / oracle.makespan:.3f}" if oracle.makespan else "-"
-    waste = f"{run.waste_gb_h:.4g}" if run.waste_gb_h < 1e4 else f"{run.waste_gb_h:.0f}"
     return [
-        name, format_duration(run.makespan), times, str(run.failures), str(run.growths), str(run.lost), waste,
+        name, format_duration(run.makespan), times, str(run.failures), str(run.growths), str(run.lost), gb_h(run.waste_gb_h),
         f"{run.efficiency:.1%}", f"{run.core_use:.1%}",
     ]  # fmt: skip
+
+
+def gb_h(amount: float) -> str:
+    """Four digits, where there are any."""
+    return f"{amount:.0f}" if amount >= 1e4 or amount < 5e-5 else f"{amount:.4g}"
+
+
+def saved(strategy: str, waste: float, others: Mapping[str, float]) -> str:
+    """For people: how much less a strategy wastes than what is usual.  GB·h."""
+    parts = [
+        f"{gb_h(abs(theirs - waste))} GB·h {'less' if theirs >= waste else 'more'} than {what}"
+        + (f" ({1 - waste / theirs:.0%})" if theirs > waste else "")
+        for what, theirs in others.items()
+    ]
+    return f"{strategy} wastes {gb_h(waste)} GB·h: {', '.join(parts)}"
+
+
+def faster(strategy: str, run: Ledger, others: Mapping[str, Ledger]) -> str:
+    """For people: how much sooner all calls are done."""
+    parts = [
+        f"{what} takes {other.makespan / run.makespan:.1f} times as long" for what, other in others.items() if run.makespan
+    ]
+    return f"{strategy} is done after {format_duration(run.makespan)}: {', '.join(parts)}"
 
 
 def write(path: Path, title: str, runs: Mapping[str, Ledger], plan: Plan) -> None:

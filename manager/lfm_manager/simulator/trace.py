@@ -42,7 +42,7 @@ def read_trace(path: Path) -> list[Call]:
         with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else open(path, newline="") as file:
             return list(_calls(file, path))
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise BadTrace(f"{path}: cannot be read: {error}") from error
+        raise BadTrace(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _calls(file: TextIO, path: Path) -> Iterator[Call]:
