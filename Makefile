@@ -33,7 +33,7 @@ soak: $(VENV)/.test  ## the same for longer: simulated worlds, killed processes,
 	LFM_SEEDS=$(SEEDS) LFM_ROUNDS=$(ROUNDS) LFM_FRAMES=$(FRAMES) $(PY) -m pytest -q tests/sim/test_worlds.py tests/process/test_kills.py tests/process/test_fuzz.py
 	LFM_SOAK=1 $(PY) -m pytest -q tests/process/test_monitor_misbehaviour.py
 
-cluster: $(VENV)/.test  ## tests on a real Slurm and between network namespaces; needs root and the tools
+cluster: $(VENV)/.test  ## tests on a real Slurm and over ssh; needs root and the tools
 	$(PY) -m pytest -q -m cluster -rs
 
 networks: $(VENV)/.test  ## cut, slow, lossy and translated networks between namespaces, with figures; needs root and ip

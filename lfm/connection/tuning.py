@@ -16,6 +16,7 @@ ACK_DELAY = 0.1  # that an acknowledgement may wait for data to ride on
 SUSPICION = 2.0  # after a connection closed in which every peer is tried: ZeroMQ needs a moment to know whose it was
 RESEND_AFTER = 2.0  # without news of what was sent, after which the peer is asked
 SESSIONS = 50_000  # at most; whoever comes then is refused
+UNHEARD = 6_000  # ms without the other kernel's word, after which a connection is made anew: TCP tries ever more seldom, a dialer does not
 QUEUED = 16_384  # packets of one connection that wait at the manager, in or out: more than any link sends unconfirmed
 MAX_FRAME = 16 << 20  # bytes; larger ones are refused by the transport
 
@@ -26,6 +27,7 @@ def tune(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.SNDHWM, 0)  # the link's window bounds what is on its way
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+    socket.setsockopt(zmq.TCP_MAXRT, UNHEARD)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
 

@@ -219,7 +219,7 @@ def test_a_cut_delays_results_only_as_long_as_it_lasts(net: Net, seconds: float,
     net.wait_for(running + later)
     late = [net.answers[tag][0] - healed for tag in running]
     print(f"\ncut of {seconds:g} s, {which}: results {max(late):.2f} s after it healed, at the latest")
-    assert net.workers() == {"far": "idle"} or FULL
+    assert not FULL or max(late) <= 5.0, "promised for a machine that is not too busy"
 
 
 def test_five_of_a_hundred_packets_are_lost(net: Net) -> None:
