@@ -22,7 +22,7 @@ import pytest
 from lfm.testing import LocalCluster
 from lfm_manager.environments.places import packages_root
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
 PATIENCE = 170.0
 SCRIPT = """
     import importlib, json, pathlib, sys
