@@ -52,6 +52,7 @@ bench: $(VENV)/.test  ## speed, as ratios in one run; PEERS=PYTHON has parsl, di
 	$(PY) bench/first_submit.py
 	$(PY) bench/sizing.py $(wildcard $(TRACES)) --strategy auto --strategy greedy-bucketing --strategy exhaustive-bucketing --strategy max-seen
 	$(PY) bench/transfer.py
+	$(PY) bench/store.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

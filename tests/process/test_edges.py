@@ -148,7 +148,7 @@ def test_without_descriptors_nobody_new_is_let_in_and_who_is_there_goes_on(clust
     wait_until(lambda: client.pump(0.01) or alerts(viewer) != "[]", "the alert")
     assert not [x for x in client.heard if isinstance(x, m.Finished)]
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, before)
-    serve(client, {name: data}, lambda: worker.pump(0.01) or any(isinstance(x, m.Run) for x in worker.heard))
+    serve(client, {name: data}, lambda: worker.pump(0.01) or cluster.run.joinpath("blobs", name).exists())
     for _ in range(6):
         run_one(worker)
         client.wait(m.Finished)

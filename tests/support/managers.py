@@ -24,7 +24,7 @@ from lfm.protocol.resources import Request, Resources, Usage
 from lfm.run import ConnectionFile
 
 T = TypeVar("T")
-DEADLINE = 30.0  # seconds: generous, for a loaded machine
+DEADLINE = 60.0  # seconds: generous, for a loaded machine
 ENV, FUNCTION = EnvironmentKey("e" * 64), FunctionId("f")
 TARBALL = b"not really a tarball"
 USAGE = Usage(wall_s=1.0, memory=10**8, memory_by="self")
