@@ -21,6 +21,7 @@ from lfm.connection.tuning import (
     GONE_LEASE,
     HELLO,
     LEASE,
+    PARTING,
     PING_EVERY,
     QUEUED,
     REFUSED,
@@ -432,7 +433,8 @@ class Listener:
 
     def close(self) -> None:
         self._router.disable_monitor()
-        for one in (self._closings, self._router, self._zap):
-            one.close(0)
+        self._closings.close(0)
+        self._router.close(PARTING)
+        self._zap.close(0)
         if self._own_context:
             self._context.term()

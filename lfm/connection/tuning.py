@@ -15,6 +15,7 @@ AWAY = 1.0  # of lateness of the listener itself, which counts as nobody's silen
 ACK_DELAY = 0.1  # that an acknowledgement may wait for data to ride on
 SUSPICION = 2.0  # after a connection closed in which every peer is tried: ZeroMQ needs a moment to know whose it was
 RESEND_AFTER = 2.0  # without news of what was sent, after which the peer is asked
+PARTING = 500  # ms that what was said last, as why a session is refused, may take to leave
 SESSIONS = 50_000  # at most; whoever comes then is refused
 UNHEARD = 6_000  # ms without the other kernel's word, after which a connection is made anew: TCP tries ever more seldom, a dialer does not
 QUEUED = 16_384  # packets of one connection that wait at the manager, in or out: more than any link sends unconfirmed

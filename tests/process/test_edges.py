@@ -98,7 +98,7 @@ def test_a_full_run_directory_stops_the_manager_until_there_is_room(cluster: Clu
     cluster.start()
     for peer in (client, worker):
         peer.dialer.close()
-    client, worker, viewer = cluster.client(), cluster.worker("w2", cores=1), cluster.viewer()
+    client, worker, viewer = cluster.client(), cluster.worker(cores=1), cluster.viewer()
     client.say(*(submit(n, Inline(os.urandom(20_000))) for n in range(1, 40)))  # as a client does to whom nothing was confirmed
     run_one(worker)
     client.wait(m.Finished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,31 @@ def test_what_was_committed_comes_back_in_order_and_the_rest_does_not(tmp_path: 
     (session,) = found.sessions
     assert session.hello == HELLO and [t.submit for t in session.tasks] == [submit(n) for n in range(12)]
     assert [(t.attempt, t.worker, t.finished) for t in session.tasks[:3]] == [(1, "w", None), (3, "v", finished(1)), (0, "", None)]
+    again.close()
+    store.close()
+
+
+def test_what_must_not_come_back_goes_with_the_next_commit(tmp_path: Path) -> None:
+    store = filled(tmp_path / "lfm.db", 3)
+    write(store, c.ForgetTask(TaskId("s-0")))
+    store.forget()
+    store.commit()
+    write(store, c.ForgetTask(TaskId("s-1")))  # in time, and then the power goes
+    found = Store(tmp_path / "lfm.db").recover(())
+    assert found is not None and [t.submit.task for t in found.sessions[0].tasks] == ["s-1", "s-2"]
+    store.close()
+
+
+def test_calls_of_a_session_that_is_over_are_removed_when_a_manager_comes_back(tmp_path: Path) -> None:
+    store = filled(tmp_path / "lfm.db", 2)
+    write(store, c.SaveAttempt(TaskId("s-0"), 1, "w"), c.SaveResult(finished(0)))
+    write(store, c.ForgetTask(TaskId("s-0")), c.ForgetTask(TaskId("s-1")), c.ForgetSession("s"))
+    again = Store(tmp_path / "lfm.db")  # the first was killed
+    found = again.recover(())
+    assert found is not None and not found.sessions
+    with sqlite3.connect(tmp_path / "lfm.db") as db:
+        assert [db.execute(f"SELECT count(*) FROM {table}").fetchone() for table in ("tasks", "attempts", "results")] == [(0,)] * 3
+    db.close()
     again.close()
     store.close()
 

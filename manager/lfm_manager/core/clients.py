@@ -42,7 +42,9 @@ class Clients:
         before = known.hello if known is not None and known.hello.session != hello.session else None
         session = self.open(key, hello, peer, now)
         if before is not None:
-            session.orphaned = (now + self._policy.orphans, before.host, before.pid)
+            session.former = f" (process {before.pid} on {before.host})"
+        if session.has_calls_of_others():
+            session.orphans_due = now + self._policy.orphans
         self._out.append(SaveSession(session.key, hello))
         self._out.append(TellClient(peer, capacity))
         for task_id in session.tasks:
@@ -122,18 +124,20 @@ class Clients:
     def expire(self, now: float) -> None:
         for session in [s for s in self.sessions.values() if s.expires is not None and s.expires <= now]:
             self.end(session, now)
-        for session in [s for s in self.sessions.values() if s.orphaned is not None and s.orphaned[0] <= now]:
+        for session in [s for s in self.sessions.values() if s.orphans_due is not None and s.orphans_due <= now]:
             self._give_up_orphans(session, now)
 
     def _give_up_orphans(self, session: Session, now: float) -> None:
-        """What only a client had that another one has followed: who follows has been told of it for a while."""
-        assert session.orphaned is not None
-        (_, host, pid), session.orphaned = session.orphaned, None
+        """What only a client had that another one has followed: who follows has been told of it for a while.
+
+        Looked for again while it has such calls: one that runs now may have to wait for its arguments later.
+        """
         for task_id in list(session.tasks):
             task = self._calls.tasks[task_id]
             if what := self.lacks(task):
-                text = f"{what} was with the client that submitted it (process {pid} on {host}), which is gone; submit it again"
+                text = f"{what} was with the client that submitted it{session.former}, which is gone; submit it again"
                 self._calls.give_up(task, Impossible("lost", text), now)
+        session.orphans_due = now + self._policy.orphans if session.has_calls_of_others() else None
 
     def lacks(self, task: Task) -> str:
         """For people: what a call waits for that nobody who is here can give; "" if there is no such thing."""
@@ -153,7 +157,7 @@ class Clients:
 
     def deadline(self) -> float | None:
         times = [s.expires for s in self.sessions.values() if s.expires is not None]
-        return min([*times, *(s.orphaned[0] for s in self.sessions.values() if s.orphaned is not None)], default=None)
+        return min([*times, *(s.orphans_due for s in self.sessions.values() if s.orphans_due is not None)], default=None)
 
     # ------------------------------------------------------------ what they say
 

@@ -20,8 +20,13 @@ class Session:
     millicores: int = 0  # of its calls now placed: the measure of fairness
     expires: float | None = None  # when it counts as gone, if it does not come back
     displaced: set[str] = field(default_factory=set)  # clients that had it, until another came with its name
-    orphaned: tuple[float, str, int] | None = None  # until when calls wait for what their client had: its host, its process
+    former: str = ""  # for people: the client that had it before
+    orphans_due: float | None = None  # when to look for calls that wait for what such a client had
     over: bool = False  # it said goodbye, or never came back: what still runs of it is only being stopped
+
+    def has_calls_of_others(self) -> bool:
+        """Whether a client that had the session before submitted some of its calls."""
+        return any(not task.startswith(f"{self.hello.session}-") for task in self.tasks)
 
 
 def session_key(hello: ClientHello) -> str:

@@ -27,7 +27,7 @@ from lfm.blobs import BlobStore
 from lfm.connection import Joined, Left, Listener, Said
 from lfm.connection.tuning import LEASE
 from lfm.protocol import messages as m
-from lfm.protocol.ids import PeerId, TaskId
+from lfm.protocol.ids import Digest, PeerId, TaskId
 from lfm.protocol.outcomes import Blob, Payload
 from lfm.run import RunDirectory
 from lfm_manager import sizing
@@ -94,6 +94,7 @@ class Manager:
         self.addresses = addresses.reachable(settings.interface, self.listener.port, settings.advertise)
         self._roles: dict[PeerId, str] = {}
         self._starts: dict[TaskId, tuple[PeerId, m.Started]] = {}  # to be told at the end of this round
+        self._dropped: set[Digest] = set()  # blobs to remove, once no call that is written down refers to them
         self._pending: list[e.Event] = []  # answers to commands that were known at once
         self._look_at = 0.0 if self.store is not None else math.inf  # when to see whether the run directory is there
         self._packets = PACKETS
@@ -321,9 +322,10 @@ class Manager:
                 log.info("environment %s was made by a client", key[:12])
                 self._answered(self.builds.keep(key, self.transfers.store.path(tarball.digest), description))
             case c.GetBlob(peer, digest, size):
+                self._dropped.discard(digest)
                 self._answered(self.transfers.pull(peer, digest, size))
             case c.DropBlob(digest):
-                self.transfers.drop(digest)
+                self._dropped.add(digest)
             case _:
                 assert_never(command)
 
@@ -371,7 +373,12 @@ class Manager:
             self._look_at = now + LOOK_EVERY
             if not self.store.is_there():
                 raise StoreFailed(f"the run directory {self.run_directory.path} was removed; its calls are lost with it")
-        self.mail.deliver(now)
+        if self._dropped and self.store is not None:
+            self.store.forget()  # a call that came back without what it refers to could not be answered
+        if self.mail.deliver(now):
+            for digest in self._dropped:
+                self.transfers.drop(digest)
+            self._dropped.clear()
 
     # ------------------------------------------------------------ questions
 
@@ -492,7 +499,7 @@ class Manager:
     def close(self) -> None:
         """Let go of everything; the run directory can be taken up again."""
         try:
-            self.mail.deliver(time.monotonic())
+            self._deliver(time.monotonic())
         except StoreFailed as error:
             log.error("%s", error)
         self.listener.part(LAST_WORDS)

@@ -43,10 +43,10 @@ class Mail:
     def gone(self, peer: PeerId) -> None:
         self._later.pop(peer, None)
 
-    def deliver(self, now: float) -> None:
-        """Write down what is new, and then say what waits for that."""
+    def deliver(self, now: float) -> bool:
+        """Write down what is new, and then say what waits for that; whether it was written down."""
         if not self._written(now):
-            return
+            return False
         self._listener.settle()
         held, self._held = self._held, []
         for peer, message in held:
@@ -59,6 +59,7 @@ class Mail:
             self._listener.send(peer, message)
         for peer in list(self._later):
             self._catch_up(peer)
+        return True
 
     def deadline(self) -> float | None:
         """When ``deliver`` is due, if nothing happens before."""

@@ -92,6 +92,7 @@ class Store:
         self.file_system = kind
         self.path, self._inode = path, path.stat().st_ino
         self._forgotten: list[tuple[TaskId]] = []
+        self._forget = False  # with the next commit, few as they may be
         self._all_written()
 
     def is_there(self) -> bool:
@@ -160,11 +161,15 @@ class Store:
             case _:
                 assert_never(command)
 
+    def forget(self) -> None:
+        """What was forgotten so far is not to come back after the next commit."""
+        self._forget = bool(self._forgotten)
+
     def commit(self) -> None:
         """Write down all that there is.  StoreFailed if that cannot be done; it may be tried again."""
-        if not self.dirty and len(self._forgotten) < FORGOTTEN:
+        if not self.dirty and not self._forget and len(self._forgotten) < FORGOTTEN:
             return
-        number, gone = self._number, self._forgotten if len(self._forgotten) >= FORGOTTEN else []
+        number, gone = self._number, self._forgotten if self._forget or len(self._forgotten) >= FORGOTTEN else []
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -180,6 +185,7 @@ class Store:
             raise _failed(f"cannot write to the run directory {self.path.parent}", error) from None
         if gone:
             self._forgotten = []
+        self._forget = False
         self._all_written()
 
     def _write_all(self) -> None:
@@ -244,11 +250,12 @@ class Store:
         }
         if not declared and not sessions:
             return None
+        for table in ("results", "attempts"):  # of calls that were over, and whose session ended, when a manager was killed
+            self._db.execute(f"DELETE FROM {table} WHERE id IN (SELECT id FROM tasks WHERE session NOT IN (SELECT key FROM sessions))")
+        self._db.execute("DELETE FROM tasks WHERE session NOT IN (SELECT key FROM sessions)")
         for session, submit, size, attempt, worker, brief, kept in self._db.execute(READ):
-            if session in sessions:
-                done = self._read(brief, m.Finished) if brief is not None else None
-                saved = SavedTask(self._read(submit, m.Submit), attempt, worker, done, size, bool(kept))
-                sessions[session][1].append(saved)
+            done = self._read(brief, m.Finished) if brief is not None else None
+            sessions[session][1].append(SavedTask(self._read(submit, m.Submit), attempt, worker, done, size, bool(kept)))
         return Recovered(
             tuple(d for d in declared if isinstance(d, m.DeclareEnvironment)),
             tuple(d for d in declared if isinstance(d, m.DeclareFunction)),

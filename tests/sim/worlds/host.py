@@ -35,6 +35,7 @@ class Manager:
         self.alive = True
         self.fatal = ""  # "before" or "after" the commit
         self._inbox: list[tuple[Wire, Packet]] = []
+        self._dropped: set[Digest] = set()
         self._pulls: dict[Digest, PeerId] = {}
         self._round_due = False
         self._timer = inf
@@ -77,7 +78,11 @@ class Manager:
         if self.fatal == "before":
             self.die()
             return
-        self.store.commit()
+        self.store.commit(forget=bool(self._dropped))
+        for digest in self._dropped:
+            self._pulls.pop(digest, None)
+            self.store.blobs.pop(digest, None)
+        self._dropped.clear()
         self.door.settle()
         if self.fatal:
             self.die()
@@ -155,13 +160,13 @@ class Manager:
                 store.kept.add(key)
                 self._later(_built(key))
             case c.GetBlob(peer, digest, size):
+                self._dropped.discard(digest)
                 if digest in store.blobs:
                     return e.BlobStored(digest)
                 self._pulls[digest] = peer
                 self.door.send(peer, m.FetchBlob(digest, 0, size))
             case c.DropBlob(digest):
-                self._pulls.pop(digest, None)
-                store.blobs.pop(digest, None)
+                self._dropped.add(digest)
             case c.SaveMeasurement():
                 pass
             case _:

@@ -42,11 +42,11 @@ class Store:
         self._waiting.clear()
         self._forgotten.clear()
 
-    def commit(self) -> None:
+    def commit(self, forget: bool = False) -> None:
         for command in self._waiting:
             self._apply(command)
         self._waiting.clear()
-        if len(self._forgotten) >= LAZY:
+        if forget or len(self._forgotten) >= LAZY:
             self.close()
 
     def close(self) -> None:
