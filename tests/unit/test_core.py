@@ -396,13 +396,13 @@ def test_the_calls_of_a_client_that_says_goodbye_are_stopped_and_forgotten() -> 
 def test_a_silent_client_has_time_to_come_back_and_misses_nothing() -> None:
     desk = Desk()
     desk.worker()
-    desk.submit("a")
+    desk.submit("s-1")
     desk.do(e.PeerLost(CLIENT, "silent"))
-    assert not answers(desk.ended("a"))
-    assert answers(desk.client(OTHER))[0].task == "a"
+    assert not answers(desk.ended("s-1"))
+    assert answers(desk.client(OTHER))[0].task == "s-1"
     desk.do(e.PeerLost(OTHER, "silent"))
     desk.now = desk.core.deadline() or 0.0
-    assert c.ForgetTask(TaskId("a")) in desk.do(e.Ticked())
+    assert c.ForgetTask(TaskId("s-1")) in desk.do(e.Ticked())
 
 
 def test_the_client_whose_process_is_dead_is_not_waited_for_unless_its_session_has_a_name() -> None:

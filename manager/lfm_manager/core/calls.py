@@ -64,7 +64,7 @@ class Calls:
         self.tasks: dict[TaskId, Task] = {}
         self.functions: dict[FunctionId, Function] = {}
         self.categories: dict[str, Category] = {}
-        self.finished = 0
+        self.finished = self.placed = 0
         self.held = self.unfetched = 0  # bytes of arguments and of results that are here and not in the store alone
         self.past = Past(blobs)
         self._policy, self._sizes, self._scheduler = policy, sizes, scheduler
@@ -264,12 +264,14 @@ class Calls:
         worker.take(task.id, amount, gpus, alone=task.alone, promise=promise)
         task.session.millicores += millicores(amount.cores)
         task.category.in_flight += 1
+        self.placed += 1
 
     def _let_go(self, task: Task, placed: Placed) -> Worker:
         worker = self._workers[placed.worker]
         worker.give_back(task.id, placed.allocation, placed.gpus)
         task.session.millicores -= millicores(placed.allocation.cores)
         task.category.in_flight -= 1
+        self.placed -= 1
         self._scheduler.room(worker)
         return worker
 

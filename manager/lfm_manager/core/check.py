@@ -69,6 +69,7 @@ def _check_workers(
     for session in {task.session.key: task.session for task in core.calls.tasks.values()}.values():
         held = sum(millicores(s.allocation.cores) for all_ in placed.values() for t, s in all_ if t.session is session)
         assert session.millicores == held
+    assert core.calls.placed == sum(map(len, placed.values()))
     for category in core.calls.categories.values():
         assert category.in_flight == sum(t.category is category for all_ in placed.values() for t, _ in all_)
 

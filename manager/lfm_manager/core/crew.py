@@ -6,6 +6,7 @@ Owns the register of workers.  News of an attempt that is not the present one is
 from __future__ import annotations
 
 import math
+from heapq import heappop, heappush
 from typing import assert_never
 
 from lfm.protocol import messages as m
@@ -39,6 +40,7 @@ class Crew:
         self.changed = False  # what the workers offer together, since it was last looked at
         self.alerts: list[str] = []  # for whoever tells people
         self._conduct = Conduct(policy)
+        self._due: list[float] = []  # a heap: when some worker, or an environment on one, is to be tried again
         self._look_at = -math.inf  # when to see whether workers begin what they were given
         self._policy = policy
         self._calls, self._scheduler, self._sizes = calls, scheduler, sizes
@@ -108,13 +110,25 @@ class Crew:
         if worker.draining:
             return
         self.drain(worker, "", tell=False)
-        worker.draining = f"{ASIDE} for {format_duration(self._conduct.pause(worker.record, now))}: {why}"
+        pause = self._conduct.pause(worker.record, now)
+        worker.draining = f"{ASIDE} for {format_duration(pause)}: {why}"
+        heappush(self._due, now + pause)
         self._scheduler.gone(worker)
         self._count()
         self.alerts.append(f"worker {worker.name} is {worker.draining}")
 
     def tick(self, now: float) -> None:
         """Try again what was set aside for long enough, and see whether all that was given away is begun."""
+        if self._due and self._due[0] <= now:
+            while self._due and self._due[0] <= now:
+                heappop(self._due)
+            self._try_again(now)
+        if now >= self._look_at:
+            self._look_at = now + self._policy.stall / 4
+            for worker in list(self.workers.values()):
+                self._look_after(worker, now)
+
+    def _try_again(self, now: float) -> None:
         for worker in list(self.workers.values()):
             if (until := worker.record.until) is not None and until <= now:
                 worker.draining, worker.record.until = "", None
@@ -123,18 +137,12 @@ class Crew:
             for digest in [d for d, at in worker.again.items() if at <= now]:
                 del worker.again[digest], worker.unusable[digest]
                 self._scheduler.room(worker)
-        if now >= self._look_at:
-            self._look_at = now + self._policy.stall / 4
-            for worker in list(self.workers.values()):
-                self._look_after(worker, now)
 
     def deadline(self) -> float | None:
-        """When ``tick`` is due."""
-        times = [w.record.until for w in self.workers.values() if w.record.until is not None]
-        times += [at for w in self.workers.values() for at in w.again.values()]
-        if any(w.running for w in self.workers.values()):
-            times.append(max(self._look_at, 0.0))
-        return min(times, default=None)
+        """When ``tick`` is due: asked after every event."""
+        look = max(self._look_at, 0.0) if self._calls.placed else math.inf
+        due = min(look, self._due[0]) if self._due else look
+        return due if due < math.inf else None
 
     def _look_after(self, worker: Worker, now: float) -> None:
         """Take back what a worker accepted and does not begin."""
@@ -221,6 +229,7 @@ class Crew:
         times = worker.failures[digest] = worker.failures.get(digest, 0) + 1
         if said.passing and times < self._policy.unusable_times:
             worker.again[digest] = now + self._policy.aside * 2.0 ** (times - 1)
+            heappush(self._due, worker.again[digest])
         self._scheduler.refused(digest)
 
     def _judge(self, worker: Worker, task: Task, ended: m.CallEnded, now: float) -> None:
