@@ -73,6 +73,19 @@ def test_what_must_not_come_back_goes_with_the_next_commit(tmp_path: Path) -> No
     store.close()
 
 
+def test_a_call_that_was_forgotten_and_is_submitted_once_more_is_a_new_one(tmp_path: Path) -> None:
+    store = filled(tmp_path / "lfm.db", 1)
+    write(store, c.SaveAttempt(TaskId("s-0"), 2, "w"), c.SaveResult(finished(0)))
+    write(store, c.ForgetTask(TaskId("s-0")))
+    write(store, c.SaveTask("s", submit(0)))
+    store.forget()
+    store.commit()
+    found = Store(tmp_path / "lfm.db").recover(())
+    assert found is not None
+    assert [(t.submit.task, t.attempt, t.finished) for t in found.sessions[0].tasks] == [("s-0", 0, None)]
+    store.close()
+
+
 def test_calls_of_a_session_that_is_over_are_removed_when_a_manager_comes_back(tmp_path: Path) -> None:
     store = filled(tmp_path / "lfm.db", 2)
     write(store, c.SaveAttempt(TaskId("s-0"), 1, "w"), c.SaveResult(finished(0)))

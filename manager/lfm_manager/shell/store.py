@@ -91,7 +91,7 @@ class Store:
             raise StoreFailed(f"cannot use {path}: {error}") from None
         self.file_system = kind
         self.path, self._inode = path, path.stat().st_ino
-        self._forgotten: list[tuple[TaskId]] = []
+        self._forgotten: set[tuple[TaskId]] = set()
         self._forget = False  # with the next commit, few as they may be
         self._all_written()
 
@@ -147,11 +147,13 @@ class Store:
                 if copy_of is not None and (arguments := self.arguments(copy_of)) is not None:
                     command = c.SaveTask(session, submit.but(arguments=arguments))
                 self._tasks[submit.task] = command
+                if (submit.task,) in self._forgotten:  # submitted once more: what is known of the first time goes before
+                    self._forget = True
             case c.ForgetTask(task):
                 self._attempts.pop(task, None)
                 self._results.pop(task, None)
                 if self._tasks.pop(task, None) is None:
-                    self._forgotten.append((task,))
+                    self._forgotten.add((task,))
             case c.SaveDeclared(declared):
                 self._declared.append(declared)
             case c.SaveSession(key, hello):
@@ -169,12 +171,12 @@ class Store:
         """Write down all that there is.  StoreFailed if that cannot be done; it may be tried again."""
         if not self.dirty and not self._forget and len(self._forgotten) < FORGOTTEN:
             return
-        number, gone = self._number, self._forgotten if self._forget or len(self._forgotten) >= FORGOTTEN else []
+        number, gone = self._number, self._forgotten if self._forget or len(self._forgotten) >= FORGOTTEN else set()
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._write_all()
                 self._delete(gone)
+                self._write_all()
                 self._db.execute("COMMIT")
             except BaseException:
                 self._number = number
@@ -184,7 +186,7 @@ class Store:
         except sqlite3.Error as error:
             raise _failed(f"cannot write to the run directory {self.path.parent}", error) from None
         if gone:
-            self._forgotten = []
+            self._forgotten = set()
         self._forget = False
         self._all_written()
 
@@ -209,7 +211,7 @@ class Store:
             done = [(task, *_brief(finished)) for task, finished in self._results.items()]
             many("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", done)
 
-    def _delete(self, gone: list[tuple[TaskId]]) -> None:
+    def _delete(self, gone: set[tuple[TaskId]]) -> None:
         for table in ("tasks", "attempts", "results") if gone else ():
             self._db.executemany(f"DELETE FROM {table} WHERE id = ?", sorted(gone))
 

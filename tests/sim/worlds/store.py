@@ -63,6 +63,9 @@ class Store:
             case c.SaveDeclared(declared):
                 self.declared.append(declared)
             case c.SaveTask(session, submit, copy_of):
+                if submit.task in self._forgotten:
+                    self._forgotten.remove(submit.task)
+                    self.tasks.pop(submit.task, None)
                 if copy_of is not None:
                     submit = submit.but(arguments=self.arguments(copy_of))
                 self.tasks.setdefault(submit.task, Saved(session, submit))
