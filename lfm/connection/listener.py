@@ -388,9 +388,14 @@ class Listener:
         news += self.tick()
 
     def _is_dead(self, session: _Session) -> bool:
-        """Whether a process of this very machine is surely gone."""
+        """Whether a process of this very machine is surely gone; also one that nobody has waited for yet."""
         if session.host != self._host or not session.pid:
             return False
+        try:
+            with open(f"/proc/{session.pid}/stat", "rb") as file:
+                return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+        except (OSError, IndexError):
+            pass
         try:
             os.kill(session.pid, 0)
         except ProcessLookupError:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -249,3 +252,51 @@ def test_a_manager_that_is_told_to_end_and_started_again_finds_its_workers():
         own.start_manager()
         assert [f.result(PATIENCE) for f in futures] == list(range(5))
         assert own.workers[0].poll() is None
+
+
+def test_a_call_that_kills_its_worker_at_once_is_stopped_and_named_and_its_neighbours_are_answered(tmp_path):
+    def poison(address):
+        import socket
+        import time
+
+        with socket.socket(socket.AF_UNIX) as to:
+            to.connect(address)  # who listens kills the worker above us, mostly before that can say that we began
+            time.sleep(600)
+
+    def innocent(x):
+        import time
+
+        time.sleep(0.2)
+        return x
+
+    def worker_above(pid):
+        mine = {worker.pid: worker for worker in own.workers if worker.poll() is None}
+        while pid > 1 and pid not in mine:
+            with open(f"/proc/{pid}/stat") as file:
+                pid = int(file.read().rpartition(")")[2].split()[1])
+        return mine[pid]
+
+    address, kills = str(tmp_path / "s"), 0
+    with LocalCluster(2) as own, own.executor() as executor, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        listener.settimeout(0.05)
+        small = executor.options(memory="50MB", cores=0.5)
+        assert small.submit(abs, -1).result(PATIENCE) == 1  # the environment is there
+        first, bad = small.submit(innocent, -1), small.submit(poison, address)
+        others = [small.submit(innocent, n) for n in range(12)]
+        end = time.monotonic() + PATIENCE
+        while not (bad.done() and all(f.done() for f in others)):
+            assert time.monotonic() < end and kills < 10, own.log[-3000:]
+            with contextlib.suppress(TimeoutError):
+                call = listener.accept()[0]
+                with call:
+                    pid = struct.unpack("3i", call.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+                    worker_above(pid).kill()
+                own.start_worker()
+                kills += 1
+        with pytest.raises(lfm.errors.WorkerLost, match="3 workers died while it ran, the last one while it ran alone"):
+            bad.result()
+        assert 3 <= kills == len(bad.attempts) and {a.outcome for a in bad.attempts} == {"lost"}
+        assert [f.result() for f in (first, *others)] == [-1, *range(12)]
+        assert "Traceback" not in own.log
