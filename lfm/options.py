@@ -6,6 +6,7 @@ Pure.  Knows nothing of sessions or messages but the Request that a call carries
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -88,6 +89,8 @@ def _above_zero(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError("must be a number")
+    if not math.isfinite(value):
+        raise ValueError("must be finite")
     return float(value)
 
 
@@ -125,9 +128,7 @@ def _strategy(value: Any) -> str:
 
 
 def _expected(value: Any) -> Expected:
-    if isinstance(value, Expected):
-        return value
-    if isinstance(value, Resources):  # a future's allocation, say
+    if isinstance(value, Expected | Resources):  # a future's allocation, say
         value = {name: getattr(value, name) or None for name in _EXPECTED}
     if not isinstance(value, Mapping):
         raise TypeError('must be a dict, like {"memory": "4GB"}, or lfm.Resources')

@@ -5,6 +5,7 @@ Bytes and seconds everywhere.  Pure, standard library only.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ _DURATION = re.compile(
 
 def parse_size(text: str | int | float) -> int:
     """Bytes of ``"4GB"`` (10^9), ``"4GiB"`` (2^30), or a plain number.  ValueError for anything else."""
-    if isinstance(text, bool) or (isinstance(text, int | float) and text < 0):
+    if isinstance(text, bool) or (isinstance(text, int | float) and not 0 <= text < math.inf):
         raise ValueError(f"{text!r} is not a size; write bytes, or like '4GB' or '4GiB'")
     if isinstance(text, int | float):
         return int(text)
@@ -32,7 +33,7 @@ def parse_size(text: str | int | float) -> int:
 
 def parse_duration(text: str | int | float) -> float:
     """Seconds of ``"1h30m"``, ``"90s"``, ``"2d"``, or a plain number.  ValueError for anything else."""
-    if isinstance(text, bool) or (isinstance(text, int | float) and text < 0):
+    if isinstance(text, bool) or (isinstance(text, int | float) and not 0 <= text < math.inf):
         raise ValueError(f"{text!r} is not a duration; write seconds, or like '1h30m'")
     if isinstance(text, int | float):
         return float(text)

@@ -19,7 +19,7 @@ from lfm.protocol.codec import encode
 from lfm.protocol.ids import Digest, TaskId
 from lfm.protocol.link import DATA, HEADER
 from lfm.protocol.outcomes import Inline, Returned
-from lfm.protocol.resources import Request, Resources, Usage
+from lfm.protocol.resources import Expected, Request, Resources, Usage
 from lfm.run import ConnectionFile
 from lfm.testing import wait_until
 
@@ -150,6 +150,9 @@ def test_a_worker_that_offers_what_cannot_be_is_refused(cluster: Cluster, offer:
 def test_what_cannot_be_ends_the_session_of_who_says_it(cluster: Cluster) -> None:
     said = [
         m.Submit(TaskId("s-1"), submit(1).function, Inline(b""), Request(cores=NAN)),
+        m.Submit(TaskId("s-1"), submit(1).function, Inline(b""), Request(wall_time=float("inf"))),
+        m.Submit(TaskId("s-1"), submit(1).function, Inline(b""), Request(expect=Expected(cores=NAN))),
+        m.Submit(TaskId("s-1"), submit(1).function, Inline(b""), Request(expect=Expected(wall_time=float("inf")))),
         m.Submit(TaskId("s-1"), submit(1).function, Inline(b""), Request(), priority=NAN),
         m.Submit(TaskId("s-1"), submit(1).function, Inline(b""), Request(), retries=-1),
         m.FetchBlob(Digest("a" * 64), 1 << 63, 10), m.FetchBlob(Digest("a" * 64), 0, -1),

@@ -10,7 +10,7 @@ import math
 
 from lfm.protocol import messages as m
 from lfm.protocol.outcomes import Blob, Exhausted, Payload, Raised, Returned
-from lfm.protocol.resources import Request, Resources, Usage
+from lfm.protocol.resources import Expected, Request, Resources, Usage
 
 CORES, BYTES, DEVICES = 1e12, 1 << 62, 1 << 16
 NAME = 1000  # characters
@@ -61,17 +61,26 @@ def _request(asked: Request) -> str:
     if (
         (cores is None or 0 < cores <= CORES) and (memory is None or 0 <= memory <= BYTES)
         and (disk is None or 0 <= disk <= BYTES) and (gpus is None or 0 <= gpus <= DEVICES)
-        and (asked.wall_time is None or asked.wall_time >= 0)
+        and (asked.wall_time is None or 0 <= asked.wall_time < math.inf)
         and (asked.processes is None or 0 <= asked.processes <= BYTES)
+        and (asked.expect is None or _may_be_expected(asked.expect))
     ):
         return ""
     return f"nobody can have {asked}"
 
 
+def _may_be_expected(guess: Expected) -> bool:
+    return (
+        (guess.cores is None or 0 <= guess.cores <= CORES) and (guess.memory is None or 0 <= guess.memory <= BYTES)
+        and (guess.disk is None or 0 <= guess.disk <= BYTES)
+        and (guess.wall_time is None or 0 <= guess.wall_time < math.inf)
+    )  # fmt: skip
+
+
 def _amount(amount: Resources | None) -> str:
     if amount is None or (
         0 <= amount.cores <= CORES and 0 <= amount.memory <= BYTES and 0 <= amount.disk <= BYTES
-        and 0 <= amount.gpus <= DEVICES and (amount.wall_time is None or amount.wall_time >= 0)
+        and 0 <= amount.gpus <= DEVICES and (amount.wall_time is None or 0 <= amount.wall_time < math.inf)
     ):
         return ""
     return f"nobody has {amount}"
