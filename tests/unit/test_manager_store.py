@@ -86,6 +86,19 @@ def test_a_call_that_was_forgotten_and_is_submitted_once_more_is_a_new_one(tmp_p
     store.close()
 
 
+def test_what_is_over_is_removed_in_one_transaction_when_the_store_is_closed(tmp_path: Path) -> None:
+    store, said = filled(tmp_path / "lfm.db", 20), list[str]()
+    write(store, *(c.ForgetTask(TaskId(f"s-{n}")) for n in range(20)))
+    store._db.set_trace_callback(said.append)
+    store.close()
+    kinds = [line.split()[0] for line in said]
+    assert kinds == ["BEGIN", *["DELETE"] * 60, "COMMIT"]
+    again = Store(tmp_path / "lfm.db")
+    found = again.recover(())
+    assert found is not None and found.sessions[0].tasks == ()
+    again.close()
+
+
 def test_calls_of_a_session_that_is_over_are_removed_when_a_manager_comes_back(tmp_path: Path) -> None:
     store = filled(tmp_path / "lfm.db", 2)
     write(store, c.SaveAttempt(TaskId("s-0"), 1, "w"), c.SaveResult(finished(0)))

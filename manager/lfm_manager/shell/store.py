@@ -279,9 +279,11 @@ class Store:
         """StoreFailed if something could not be written: its peers do not believe that it was, and say it again."""
         try:
             self.commit()
-            self._delete(self._forgotten)
-        except sqlite3.Error as error:
-            log.warning("what is over could not be removed from the store: %s", error)
+            self.forget()
+            try:
+                self.commit()  # one transaction: on a network file system each is written through
+            except StoreFailed as error:
+                log.warning("what is over could not be removed from the store: %s", error)
         finally:
             self._db.close()
 
