@@ -12,6 +12,7 @@ A head that others pass for ``patience`` seconds gets a worker reserved, and it 
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -275,9 +276,11 @@ class Scheduler:
             return
         queue.blocked = self.demand(queue)
         queue.passed = self._counts(queue)
-        present = [w for w in self.workers.values() if not w.draining]
-        if present and not any(w.could(queue.blocked, now) for w in present):
-            self.impossible.append(queue)
+        present = (w for w in self.workers.values() if not w.draining)
+        if (first := next(present, None)) is not None:
+            rest = itertools.chain((first,), present)  # most often the first one could: the others are not looked at
+            if not any(w.could(queue.blocked, now) for w in rest):
+                self.impossible.append(queue)
         self._watch(queue)
 
     # ------------------------------------------------------------ those that others pass
