@@ -390,7 +390,7 @@ def test_a_call_that_outgrew_its_limit_stands_still_until_it_is_answered(bench: 
         held = []
         for _ in range(30):
             held.append(bytearray(10_000_000))
-            time.sleep(0.01)
+            time.sleep(0.03)
         return sum(map(len, held)) + sum(os.waitpid(pid, 0)[1] for pid in children)
 
     def grown() -> list[host.Near]:

@@ -135,23 +135,25 @@ def test_cpu_of_children_that_nobody_waited_for(bench: Bench) -> None:
     bench.well()
 
 
-def test_the_kernels_kill_is_told_apart_from_any_other(bench: Bench) -> None:
+def test_the_kernels_kill_is_told_apart_from_any_other(bench: Bench, tmp_path: Path) -> None:
     place = _place()
     if place.version != 1:
         pytest.skip("the test knows how to bound a group of version 1")
 
-    def hold(size: int) -> int:
-        time.sleep(0.5)
+    def hold(size: int, go: str) -> int:
+        while not os.path.exists(go):  # noqa: PTH110
+            time.sleep(0.01)
         return len(bytearray(size))
 
     bench.run(max, 1, 2)
-    number = bench.start(hold, 400 * MB)
+    number = bench.start(hold, 400 * MB, str(tmp_path / "go"))
     bench.until(lambda: number in bench.began)
     neighbour = bench.start(time.sleep, 2.0)
     slot = f"{cgroup.PREFIX}{bench.host.pid}.{bench.host._running[number].number}."
     (name,) = (name for name in _groups(place, bench.host.pid) if name.startswith(slot))
     limit = Path(place.memory, name, "memory.limit_in_bytes")
     limit.write_text(str(200 * MB))
+    (tmp_path / "go").touch()
     try:
         outcome, _ = bench.end(number)
     finally:
@@ -214,7 +216,7 @@ def test_monitored_says_the_truth() -> None:
     assert usage.memory_by == "cgroup"
     assert usage.memory_low <= memory + 10 * MB
     assert abs(usage.memory - memory) < 10 * MB  # what the function itself took, and the kernel's rounding
-    assert cpu - 0.02 <= usage.cpu_s < cpu + 0.5
+    assert 0.8 * cpu <= usage.cpu_s < 2 * cpu + 0.5  # two runs of it, and the start of two interpreters
     assert usage.wall_s > 1.4 and wall > 1.4
     assert usage.processes == 3
 
