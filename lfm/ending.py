@@ -22,6 +22,7 @@ from lfm.protocol.outcomes import (
 from lfm.protocol.resources import Usage
 
 UNSEEN = 2 << 20  # bytes by which a child may be larger than it was seen to be
+MOST = 1 << 60  # bytes: what a call says of itself may be anything, and is to fit into a message
 KERNEL = 8 << 20  # bytes of the kernel's own that a group counts and no process shows
 
 
@@ -53,7 +54,7 @@ def _told(result: wire.Result) -> Outcome:
 
     if result.kind == wire.BROKEN:
         module, file, reason, line, _ = result.texts
-        return EnvironmentBroken(module, file, int(line) if line.isdigit() else 0, reason)
+        return EnvironmentBroken(module, file, int(line) if line.isdecimal() and len(line) < 10 else 0, reason)
     if result.kind == wire.RAISED:
         name, text, trace, stage, _ = result.texts
         return Raised(data(), name, text, trace, stage)
@@ -82,7 +83,7 @@ def usage_of(over: host.Over) -> Usage | None:
             processes, high, by = max(2, processes), max(high, result.memory_high + result.children), "poll"
     if result is None and by != "cgroup":
         high = max(high, report.peak_rss)
-    low, high = low + report.warm, high + report.warm
+    low, high = min(low + report.warm, MOST), min(high + report.warm, MOST)
     wall = over.wall_s if result is None else result.wall_s
     cores = report.cpu_s / wall if wall > 0 else 0.0
     return Usage(

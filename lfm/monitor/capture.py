@@ -40,6 +40,7 @@ class Capture:
 
     def restart(self) -> None:
         """Forget the last call's output; the daemon has read it."""
+        os.set_blocking(self.write_end, True)  # the last call may have changed that, also for those to come
         if self.total:
             self.total = os.lseek(self.file, 0, os.SEEK_SET)
 

@@ -72,11 +72,20 @@ class CloneForker:
         self._fork_self = linux.cloner(0, signal.SIGUSR1)
         self._socket: socket.socket | None = None
         self.pid = 0
+        self._init = 0
 
     @property
     def init(self) -> int:
-        """The first process of the namespace, whose death ends all others in it; 0: there is none (yet)."""
-        return int(page.NUMBER.unpack_from(self._ends.page, page.INIT_AT)[0])
+        """The first process of the namespace, whose death ends all others in it; 0: there is none (yet).
+
+        The forker says it where no call can: who is ended must not be a number in a page that calls write to.
+        """
+        if not self._init and self._ends.namespace and self._socket is not None:
+            try:
+                self._init = int.from_bytes(self._socket.recv(4, socket.MSG_DONTWAIT), "little")
+            except OSError:  # not yet, or never
+                pass
+        return self._init
 
     def ask(self, warm: bytes = b"") -> None:
         """Have the next call's process made; its number appears in the shared page.  It may take a while.
@@ -100,13 +109,14 @@ class CloneForker:
     def drop(self) -> None:
         """Forget the forker: it has been killed, or will be."""
         if self._socket is not None:
+            _ = self.init  # while it can still be heard
             self._socket.close()
             self._socket = None
         self.pid = 0
 
     def drop_init(self) -> None:
         """Forget the namespace: it has ended."""
-        page.NUMBER.pack_into(self._ends.page, page.INIT_AT, 0)
+        self._init = 0
 
     def _start(self) -> None:
         page.forget(self._ends.page)
@@ -175,7 +185,7 @@ def _make_namespace(ends: Ends, asked: int) -> None:
             signal.pause()
     while page.NUMBER.unpack_from(ends.page, page.PID_AT)[0] != -1:
         os.sched_yield()
-    page.NUMBER.pack_into(ends.page, page.INIT_AT, pid)
+    os.write(asked, pid.to_bytes(4, "little"))
     page.NUMBER.pack_into(ends.page, page.PID_AT, 0)
 
 

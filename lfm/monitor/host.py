@@ -319,8 +319,9 @@ class Host:
             if slot.key is not None:
                 self._loaded[slot.key] = False
             slot.key = None
-        elif kind == wire.NEAR:
-            self._say(Near(*wire.read_near(data)))
+        elif kind == wire.NEAR and slot.job is not None:
+            _, measured, limit = wire.read_near(data)  # whose number is the page's, where a call could write another's
+            self._say(Near(slot.job.work.id, measured, limit))
         elif kind == wire.CLEANED and slot.over is not None:
             slot.box.forget()
             self._finish(slot, slot.over._replace(disk=wire.read_simple(data)[0]))
@@ -361,6 +362,9 @@ class Host:
         self._running.pop(over.id, None)
         self._say(over)
         slot.job = slot.over = None
+        if slot.broken:
+            self._forget(slot)
+            return
         slot.idle_since = time.monotonic()
         self._idle.append(slot)
 
@@ -379,6 +383,7 @@ class Host:
             except OSError:
                 return found
             if not size:
+                slot.broken = True  # a call has shut its channel down, and so that of all that would follow
                 return found
             if found is None:
                 try:

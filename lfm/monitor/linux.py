@@ -98,9 +98,16 @@ def can_clone() -> bool:
         and platform.machine() == "x86_64"
         and sys.implementation.name == "cpython"
         and not free_threaded
-        and "glibc" in os.confstr("CS_GNU_LIBC_VERSION")  # type: ignore[operator]
+        and _is_glibc()
         and sys.maxsize > 2**32
     )
+
+
+def _is_glibc() -> bool:
+    try:
+        return "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
+    except (OSError, ValueError):  # another C library does not know the question
+        return False
 
 
 def tid_address() -> int:

@@ -1,6 +1,7 @@
 """The page that the processes of a slot share: who runs, and the figures of its call as the kernel gives them.
 
-Written by the call's own process (``native``), its forker and its monitor; ``native.S`` has the same places.
+Written by the call's own process (``native``), its forker and its monitor; ``native.S`` has the same places.  A call
+can write anything here: nobody is signalled, and nothing of another call decided, by what it says alone.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ import mmap
 import struct
 
 KB = 1024
-NUMBER, TIME = struct.Struct("<q"), struct.Struct("<qq")
+ID, NUMBER, TIME = struct.Struct("<Q"), struct.Struct("<q"), struct.Struct("<qq")
 RUSAGE = struct.Struct("<5q24xq")  # the first half of struct rusage: user and system time, peak memory (kB), faults
 
 ID_AT = 0  # of the running call; 0: none began
 PID_AT = 56  # of the call's process, written by the kernel as it is made
 WARM_AT = 64  # bytes that the forker holds for a function that it has loaded
-INIT_AT = 72  # the first process of the namespace
 SAID_AT = 80  # what the forker was told last
 TROUBLE_AT = 88  # what the kernel said against the call's directory and affinity; 0: nothing
 SIZE_AT = 96  # of the message with the work

@@ -31,7 +31,7 @@ class Seat:
         self.control.setblocking(False)
         self.channel.setblocking(False)
         self.files = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr", "fault")]
-        self.ready = False
+        self.ready = self.broken = False
         self.pid = 0
         self.job: Job | None = None
         self.began = 0.0

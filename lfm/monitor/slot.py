@@ -127,8 +127,7 @@ class Monitor:
                 self._enforce(breach)
         elif kind == wire.KILL:
             id, _ = wire.read_simple(data)
-            running = self._running()
-            if running in (0, id):
+            if id != self.last:  # else it has ended meanwhile
                 self._enforce(Breach("killed", 0.0, 0.0, 0.0))
         elif kind == wire.WARM:
             self.warm = wire.read_simple(data)[1]
@@ -165,7 +164,7 @@ class Monitor:
         return True
 
     def _running(self) -> int:
-        return int(page.NUMBER.unpack_from(self.page)[0])
+        return int(page.ID.unpack_from(self.page)[0])
 
     def _tell_near(self) -> None:
         watch = self.watch
@@ -220,6 +219,7 @@ class Monitor:
     def _after(self, ended: list[Reaped], breach: Breach | None = None) -> None:
         """Sort out who ended: the call (report), the forker (replace), an orphan of the call (count)."""
         over: Reaped | None = None
+        stray: Reaped | None = None
         init = self.forker.init
         for one in ended:
             if init and one.pid == init:
@@ -234,35 +234,36 @@ class Monitor:
                 elif self._running() == 0:  # nobody knows whether it has made the next process
                     self._end_all()
                     over = Reaped(0, 0, 0.0, 0)
-            elif one.pid == (self._await_pid() or one.pid):
+            elif one.pid == (self._pid() or self._await_pid() or one.pid):
                 over = one
             else:
                 self.stray_cpu += one.cpu
+                stray = one
+        if over is None and (breach or (stray is not None and self._pid() not in self.children.pids())):
+            # all were ended; or the call has written over the page: it was this one, or has ended before
+            over = stray or Reaped(0, 0, 0.0, 0)
         if over is not None:
             self._finish(over, breach)
 
     def _await_pid(self) -> int:
-        """The call's process.  The forker may not have come to write it down yet, or was stopped before it could:
-        then it is the child that nothing else explains."""
+        """The call's living process.  The forker may not have come to write it down yet, or was stopped before it could,
+        or the call has written over it: then it is the child that nothing else explains."""
         end = time.monotonic() + 0.2
         while not (pid := self._pid()) and self.forker.pid and time.monotonic() < end:
             os.sched_yield()
-        if not pid:
-            known = (self.forker.pid, self.forker.init)
-            pid = next((child for child in self.children.pids() if child not in known), 0)
-        return pid
+        known = (0, self.forker.pid, self.forker.init)
+        found = [child for child in self.children.pids() if child not in known]
+        return pid if pid in found else next(iter(found), 0)
 
     def _enforce(self, breach: Breach) -> None:
-        pid = self._await_pid()
-        if pid:
+        if pid := self._await_pid():
             self.io = _read_io(pid)
-        ended = self._end_all()
-        if not any(one.pid == pid for one in ended):
-            ended.append(Reaped(pid, 0, 0.0, 0))
-        self._after(ended, breach)
+        self._after(self._end_all(), breach)
 
     def _finish(self, over: Reaped, breach: Breach | None) -> None:
         id, (base_cpu, base_rss, _) = self._running(), page.base(self.page)
+        if over.pid and not (id or over.status or breach):
+            self._leave()  # it left of itself, unasked: a call has shut the channel down, and so would all that follow
         flags = wire.STARTED if id else 0
         if not self._empty():
             for one in self._end_all():
@@ -275,8 +276,8 @@ class Monitor:
                 while stream.pump():
                     pass
         self.control.send(wire.report(self._report(id, over, flags, breach, base_cpu, base_rss)))
-        self.last = id
-        clean = not flags & wire.STRAY and over.status == 0
+        self.last = id or self.last
+        clean = not (breach or flags & wire.STRAY) and over.status == 0
         self._reset(clean)
         if self.warm and clean and not self.warming:
             self.warming = time.monotonic() + WARM_AT_MOST
@@ -360,7 +361,7 @@ class Monitor:
             threads=peaks.threads if peaks else 1,
             stdout=self.stdout.total,
             stderr=self.stderr.total,
-            fault=os.fstat(self.fault).st_size if over.status else 0,
+            fault=os.lseek(self.fault, 0, os.SEEK_END),  # also of a call that wrote there and ended well
             memory_by=memory_by,
         )
 
@@ -381,8 +382,9 @@ class Monitor:
             self.group.renew()
 
     def _drop_forker(self) -> None:
+        children = self.children.pids()
         for pid in (self.forker.init, self.forker.pid):
-            if pid:
+            if pid in children:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, linux.WALL)
         self.forker.drop()

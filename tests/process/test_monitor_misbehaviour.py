@@ -10,6 +10,9 @@ import os
 import random
 import resource
 import signal
+import socket
+import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,11 +22,15 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from lfm.monitor import wire
-from lfm.protocol.outcomes import Blob, Exhausted, Returned
+from lfm.ending import outcome_of, usage_of
+from lfm.monitor import host, wire
+from lfm.protocol.codec import encode
+from lfm.protocol.ids import TaskId
+from lfm.protocol.messages import CallEnded
+from lfm.protocol.outcomes import Blob, Crashed, Exhausted, Inline, Killed, Returned
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_monitor_calls import Bench
+from test_monitor_calls import Bench, _children
 
 sys.path.pop(0)
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -110,6 +117,132 @@ def _bound_forks() -> int:
 def test_what_it_leaves_is_gone_and_its_value_there(bench: Bench, fn: Callable[[], int], least: int) -> None:
     assert bench.value(bench.run(fn)) >= least
     bench.well()
+
+
+def _well_once_it_left(bench: Bench) -> None:
+    """A slot that was given up has ended, and all else goes on."""
+    bench.until(lambda: len(_children(bench.host.pid)) <= len(bench.host._slots))
+    bench.well()
+
+
+def _write_over_page(words: range, number: int) -> int:
+    """These words of the page that it shares with its monitor and its forker."""
+    page = sys._getframe(1).f_locals["shared"]
+    for at in words:
+        page[8 * at : 8 * at + 8] = number.to_bytes(8, "little")
+    return 1
+
+
+@pytest.mark.parametrize("words", [range(128), range(1), range(7, 8), range(9, 10)], ids=["all", "id", "pid", "unused"])
+def test_who_writes_over_its_page_has_nobody_else_signalled(bench: Bench, words: range) -> None:
+    bystander = subprocess.Popen(["sleep", "600"])
+    try:
+        number = bench.start(_write_over_page, words, bystander.pid, limits=wire.Limits(wall_time=60))
+        bench.until(lambda: number in bench.overs)
+        assert bench.value(bench.end(number)[0], number) == 1
+        usage_of(bench.overs[number])
+        _well_once_it_left(bench)
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def _write_over_page_and_stay(number: int, file: str) -> None:
+    sys._getframe(1).f_locals["shared"][:128] = number.to_bytes(8, "little") * 16
+    Path(file).touch()
+    time.sleep(600)
+
+
+def test_who_writes_over_its_page_can_be_killed(bench: Bench, tmp_path: Path) -> None:
+    wrote = tmp_path / "wrote"
+    bystander = subprocess.Popen(["sleep", "600"])
+    try:
+        number = bench.start(_write_over_page_and_stay, bystander.pid, str(wrote))
+        bench.until(lambda: number in bench.began and wrote.exists())
+        bench.host.kill(number)
+        assert isinstance(bench.end(number)[0], Killed)
+        number = bench.start(_write_over_page_and_stay, bystander.pid, str(wrote), limits=wire.Limits(wall_time=0.3))
+        assert isinstance(bench.end(number)[0], Exhausted)
+        _well_once_it_left(bench)
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def _write_to_all() -> int:
+    written = 0
+    for fd in range(3, 256):
+        try:
+            written += os.write(fd, b"not what was asked for\n" * 10)
+        except OSError:
+            continue
+    return written
+
+
+def _abort() -> None:
+    os.abort()
+
+
+def test_what_it_writes_to_every_descriptor_is_in_nobodys_crash(bench: Bench) -> None:
+    assert bench.value(bench.run(_write_to_all)) > 0
+    outcome = bench.run(_abort)
+    assert isinstance(outcome, Crashed) and "Aborted" in outcome.faulthandler
+    assert "not what was asked for" not in outcome.faulthandler
+    bench.well()
+
+
+def _shut_down_all() -> int:
+    shut = 0
+    for fd in range(3, 256):
+        try:
+            with socket.socket(fileno=fd) as one:
+                one.shutdown(socket.SHUT_RDWR)
+                shut += 1
+        except OSError:
+            continue
+    return shut
+
+
+def test_who_shuts_its_channel_down_ends_its_slot(bench: Bench) -> None:
+    assert isinstance(bench.run(_shut_down_all), Crashed)
+    assert bench.value(bench.run(max, 1, 2)) == 2
+    _well_once_it_left(bench)
+
+
+def _print_much(blocking: bool) -> int:
+    os.set_blocking(1, blocking)
+    return 1
+
+
+def _print() -> int:
+    print("x" * (1 << 20), flush=True)
+    return 2
+
+
+def test_who_prints_without_waiting_does_so_alone(bench: Bench) -> None:
+    assert bench.value(bench.run(_print_much, False)) == 1
+    assert bench.value(bench.run(_print)) == 2
+    bench.well()
+
+
+def test_what_a_call_says_of_itself_fits_into_a_message() -> None:
+    """Whatever it is."""
+    huge = 2**62
+    figures = struct.pack("<60q", *[huge] * 60)
+    for before in range(0, 480, 8):
+        figures_ = bytearray(figures)
+        figures_[before : before + 8] = bytes(8)
+        data = wire.RESULT.pack(wire.RETURNED, 1, huge, -1, 0, 0, 0, 0, 0, 0, 1) + b"x" + bytes(figures_)
+        report = wire.Report(1, 0, 0, wire.STARTED, *[0.0] * 5, *[0] * 7, 2**63 - 1, 1, 1, 0, 0, 0, 0)
+        used = usage_of(host.Over(1, wire.read_result(data), report))
+        encode(CallEnded(TaskId("t"), 1, Returned(Inline(b"x")), used))
+    for line in ("\N{SUPERSCRIPT TWO}", "1" * 5000, "9" * 30):
+        texts = tuple(text.encode() for text in ("module", "file", "reason", line, ""))
+        data = wire.result(1, 0, 0, wire.BROKEN, 0, texts, ()) + bytes(480)
+        outcome = outcome_of(host.Over(1, wire.read_result(data), None))
+        encode(CallEnded(TaskId("t"), 1, outcome, None))
 
 
 def _seed() -> float:
