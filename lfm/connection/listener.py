@@ -436,6 +436,17 @@ class Listener:
             self._router.poll(20)
             self.receive()
 
+    def dismiss(self, reason: str, patience: float) -> None:
+        """End all sessions from this side, and wait until their peers have gone: who is cut off before loses the reason."""
+        routes = [session.route for session in self._by_peer.values() if session.route is not None]
+        for peer in list(self._by_peer):
+            self.drop(peer, reason)
+        end = time.monotonic() + patience
+        while (routes := [route for route in routes if self._say(route, [WHO])]) and time.monotonic() < end:
+            self._router.poll(20)
+            while readable(self._router):  # what is not read when a connection is closed takes with it what was sent
+                self._router.recv_multipart(zmq.NOBLOCK)
+
     def close(self) -> None:
         self._router.disable_monitor()
         self._closings.close(0)

@@ -279,6 +279,23 @@ def test_a_dead_process_is_noticed_at_once_though_nobody_has_waited_for_it(pair:
         child.stdout.close()
 
 
+def test_who_is_dismissed_hears_why_before_the_connection_is_closed(pair: Pair) -> None:
+    dialer = pair.connect(find_run(pair.run.path, "client"), client_hello())
+    parting = threading.Thread(target=pair.listener.dismiss, args=("the house burns", 60.0))
+    parting.start()
+    try:
+        end = time.monotonic() + 60
+        with pytest.raises(ProtocolError, match="the house burns"):
+            while time.monotonic() < end:
+                dialer.receive()
+                time.sleep(0.01)
+        assert parting.is_alive()  # until the last one has gone
+    finally:
+        dialer.close()
+        parting.join(100)
+    assert time.monotonic() < end and not parting.is_alive()
+
+
 def test_the_end_of_a_lease_is_seen_when_it_comes(tmp_path: Path) -> None:
     lease = 3.1
     pair = Pair(RunDirectory.create(tmp_path / "run", "test"), lease=lease)

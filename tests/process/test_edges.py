@@ -83,6 +83,7 @@ def test_a_full_run_directory_stops_the_manager_until_there_is_room(cluster: Clu
     small = disk("8m")
     cluster.run = small.path / "run"
     cluster.start()
+    assert "written in the mode wal on tmpfs" in (cluster.directory / "said").read_text()
     client, worker, viewer = cluster.client(), cluster.worker(cores=1), cluster.viewer()
     client.say(submit(0))
     run_one(worker)

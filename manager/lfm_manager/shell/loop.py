@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY = 5.0  # seconds between looks whether the run directory is still there
 IN_MEMORY = 32 << 20  # bytes of waiting calls' arguments, and of results, beyond which they stay in the store
 LAST_WORDS = 0.5  # seconds that what was said last may take to be heard
-FAREWELL = 2.0  # seconds that workers without calls have to leave, when the manager is stopped
+FAREWELL = 2.0  # seconds that workers without calls have to leave, when the manager is stopped; all, when it cannot go on
 PACKETS = 64  # of all peers taken in one round: the rest waits in the socket, and answers are not kept back
 FEW, SLOW = 4, 0.05  # at least; seconds for them, after which the next round takes fewer
 ONLY_CLIENTS = ("drain", "stop", "shutdown", "cancel", "retry", "leaving")  # questions that change something
@@ -125,8 +125,7 @@ class Manager:
                 while not self._over():
                     self._round(dict(self.poller.poll(self._timeout())))
             except StoreFailed as error:
-                for peer in list(self._roles):
-                    self.listener.drop(peer, str(error))
+                self.listener.dismiss(str(error), FAREWELL)
                 raise
         return self._ending
 
@@ -460,12 +459,11 @@ class Manager:
 
     def facts(self) -> dict[str, Any]:
         """About this manager, for people and scripts."""
-        store = self.store
         return {
             "run": self.run_directory.name, "directory": str(self.run_directory.path), "pid": os.getpid(),
             "host": socket.gethostname(), "addresses": list(self.addresses), "started": self.started,
             "up_s": round(time.time() - self.started, 1), "strategy": self.settings.strategy,
-            "store": "none" if store is None else f"{store.mode.lower()} on {store.file_system or 'an unknown file system'}",
+            "store": "none" if self.store is None else str(self.store),
             "log": str(self.run_directory.path / "log"), "refused_packets": self.listener.refusals.total,
             "blob_bytes_sent": self.transfers.sent, "environments_built": self.builds.begun,
             "trouble": self.mail.trouble or self.transfers.trouble or self.builds.trouble,
@@ -486,6 +484,7 @@ class Manager:
         """Take up what an earlier manager of this run left."""
         if self.store is None:
             return
+        log.info("the run directory is written in the mode %s", self.store)
         directory = self.transfers.store.directory
         found = tuple(p.name for p in directory.iterdir() if len(p.name) == 64)
         recovered = self.store.recover(found)

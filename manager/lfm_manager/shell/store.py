@@ -95,6 +95,10 @@ class Store:
         self._forget = False  # with the next commit, few as they may be
         self._all_written()
 
+    def __str__(self) -> str:
+        """How it writes, and on what."""
+        return f"{self.mode.lower()} on {self.file_system or 'an unknown file system'}"
+
     def is_there(self) -> bool:
         """False: somebody removed the file, and what is written goes nowhere."""
         try:
