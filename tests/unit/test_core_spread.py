@@ -96,6 +96,36 @@ def test_the_manager_gives_it_no_oftener_to_many(count: int) -> None:
     assert rounds <= 8  # threefold each time
 
 
+class Counted(dict[PeerId, Worker]):
+    """Workers, and how often one was looked up."""
+
+    looked = 0
+
+    def __getitem__(self, peer: PeerId) -> Worker:
+        self.looked += 1
+        return super().__getitem__(peer)
+
+
+def test_news_of_one_costs_no_look_at_each_who_waits() -> None:
+    """Of 1000 workers that wait for five blobs: once it took milliseconds each time that one of them had got one."""
+    looks = []
+    for count in (50, 400):
+        run = Run(0)
+        counted = run.spread._workers = Counted()  # type: ignore[assignment]
+        run.workers = counted
+        for peer in range(1, count + 1):
+            run.join(peer)
+        digests = [BLOB, OTHER]
+        for digest in digests:
+            run.seek(*range(1, count + 1), digest=digest)
+        while run.spread._hungry:
+            for digest in digests:
+                for peer in list(run.spread.trees[digest].fed):
+                    run.spread.sought(peer, digest, at(peer))
+        looks.append(counted.looked / count)
+    assert looks[1] < 3 * looks[0], f"looks at workers for each one: {looks}"
+
+
 def test_who_is_failed_by_its_source_is_sent_elsewhere_and_at_last_to_the_manager() -> None:
     run = Run(5)
     run.seek(1, 2, 3)

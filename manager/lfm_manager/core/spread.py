@@ -108,7 +108,9 @@ class Spread:
     def _feed(self) -> None:
         for digest in list(self._hungry):
             tree = self.trees[digest]
-            free = {f for f in tree.holders if self._children[f] < CHILDREN}
+            free = {f for f in tree.holders if self._children.get(f, 0) < CHILDREN}
+            if not free and self._all_can_wait(tree):
+                continue
             seeds = sum(feeder is None for feeder in tree.fed.values())
             for peer in list(tree.waiting):
                 if not free and seeds >= SEEDS:
@@ -118,10 +120,20 @@ class Spread:
                 if feeder is not None:
                     self._name(digest, peer, feeder)
                     free = {f for f in free if self._children[f] < CHILDREN}
+                    if not free and self._all_can_wait(tree):
+                        break
                 elif seeds < SEEDS and not any(self._could(tree, peer, f) for f in tree.holders):
                     self._name(digest, peer, None)
                     seeds += 1
             self._prune(digest)
+
+    def _all_can_wait(self, tree: Tree) -> bool:
+        """Whether it is plain that each who waits will be fed by a worker: then nobody is looked at one by one."""
+        if tree.failed or max(self._strikes.values(), default=0) >= STRIKES:
+            return False
+        return any(
+            not self._workers[f].draining and not offer.address.startswith("tcp://127.") for f, offer in tree.holders.items()
+        )
 
     def _could(self, tree: Tree, peer: PeerId, feeder: PeerId) -> bool:
         """Whether ``feeder``, free or not, can be expected to feed ``peer``."""
