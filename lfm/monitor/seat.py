@@ -30,7 +30,14 @@ class Seat:
         self.channel, self.its_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)
         self.channel.setblocking(False)
-        self.files = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr", "fault")]
+        self.files: list[int] = []
+        try:
+            for name in ("stdout", "stderr", "fault"):
+                self.files.append(os.memfd_create(name, os.MFD_CLOEXEC))
+        except OSError:  # no descriptors left: those that it got are others' again
+            for fd in self.files:
+                os.close(fd)
+            raise
         self.ready = self.broken = False
         self.pid = 0
         self.job: Job | None = None

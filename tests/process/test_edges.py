@@ -24,7 +24,7 @@ from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest
 from lfm.protocol.outcomes import Blob, Inline, Returned
 from lfm.run import ConnectionFile
-from lfm.testing import wait_until
+from lfm.testing import LocalCluster, wait_until
 
 pytestmark = pytest.mark.process
 
@@ -155,6 +155,30 @@ def test_without_descriptors_nobody_new_is_let_in_and_who_is_there_goes_on(clust
         client.wait(m.Finished)
     assert cluster.viewer().ask("status")["calls"]["finished"] == 6  # type: ignore[index]
     assert cluster.stop() == 0 and "Traceback" not in (cluster.directory / "said").read_text()
+
+
+def test_a_worker_without_descriptors_hands_back_and_serves_again_when_it_has_some() -> None:
+    def slow(x: int) -> int:
+        import time
+
+        time.sleep(0.2)
+        return x
+
+    with LocalCluster(1) as own, own.executor() as executor:
+        lame, small = own.workers[0], executor.options(memory="50MB", cores=0.2)
+        assert small.submit(abs, -1).result(120) == 1
+        before = resource.prlimit(lame.pid, resource.RLIMIT_NOFILE)
+        used = len(list(Path(f"/proc/{lame.pid}/fd").iterdir()))
+        resource.prlimit(lame.pid, resource.RLIMIT_NOFILE, (used, before[1]))
+        futures = [small.submit(slow, n) for n in range(4)]
+        wait_until(lambda: all(f.done() for f in futures) or "Too many open files" in own.command("status").stdout, "it to be said")
+        own.start_worker()
+        assert [f.result(120) for f in futures] == list(range(4))  # elsewhere, or in what it has
+        resource.prlimit(lame.pid, resource.RLIMIT_NOFILE, before)
+        own.workers[1].terminate()
+        assert own.workers[1].wait(60) == 0
+        assert [f.result(120) for f in [small.submit(slow, n) for n in range(4)]] == list(range(4))
+        assert lame.poll() is None and "Traceback" not in own.log
 
 
 def test_a_port_that_is_taken_is_said_in_a_line(cluster: Cluster) -> None:

@@ -244,6 +244,18 @@ def test_an_environment_that_a_worker_cannot_use_for_now_is_tried_again_and_then
     assert isinstance(state, Failed) and "disk full" in state.finished.outcome.reason  # type: ignore[union-attr]
 
 
+def test_what_is_said_of_several_calls_on_their_way_counts_once() -> None:
+    desk = Desk()
+    desk.worker(cores=4)
+    tasks = [desk.submit() for _ in range(4)]
+    for task in tasks:
+        desk.do(e.WorkerSaid(W1, m.EnvironmentUnusable(TARBALL, "no descriptors", passing=True)))
+        desk.end(task, Lost("no descriptors", started=False))
+    assert all(isinstance(desk.core.calls.tasks[task].state, Ready) for task in tasks)
+    desk.wait()
+    assert desk.now == 10.0 and all(desk.where(task) == W1 for task in tasks)
+
+
 def test_a_person_who_drains_a_worker_that_is_set_aside_is_obeyed() -> None:
     desk = Desk(Policy(failures_before_aside=1))
     desk.worker()

@@ -318,6 +318,18 @@ class TestTrouble:
         assert commands[-1] == c.Tell(m.EnvironmentUnusable(ENV.digest, reason))
 
 
+    def test_an_interpreter_that_cannot_be_started_for_now_is_tried_again(self) -> None:
+        core = fresh()
+        core.handle(e.CacheScanned({ENV_ITEM: (1000, 0.0)}), 0.0)
+        core.handle(e.Told(FIT), 0.0)
+        for attempt in range(1, 9):
+            core.handle(e.Told(run(1, attempt=attempt)), 0.0)
+            if attempt == 1:
+                core.handle(e.Prepared(ENV_ITEM, 1000, 0.0), 0.0)
+            commands = core.handle(e.TemplateEnded(attempt, "no descriptors", passing=True), 1.0)
+            assert not [x for x in commands if isinstance(x, c.Tell) and isinstance(x.message, m.EnvironmentUnusable)]
+
+
 class TestTemplates:
     def test_one_with_more_preloaded_takes_over(self) -> None:
         core = warm()

@@ -222,6 +222,8 @@ class Crew:
     def _cannot_use(self, worker: Worker, said: m.EnvironmentUnusable, now: float) -> None:
         """Not now, or never: what fails for a reason that may pass is tried again, a few times."""
         digest = said.digest
+        if said.passing and digest in worker.again:
+            return  # said of every call that was on its way: that is once
         worker.unusable[digest] = said.reason
         worker.environments.discard(digest)
         worker.unpacked.discard(digest)

@@ -14,8 +14,9 @@ from lfm_worker.core.items import Item
 # Why a blob or an environment could not be had, as far as it decides what to do next:
 #   corrupt  damaged on the way or on the disk; to fetch it again may help
 #   full     no room on the disk; to drop what is not used may help
+#   short    neither descriptors nor memory to spare; to wait may help
 #   gone     it was on the node, and another worker removed it; fetch it
-Cause = Literal["corrupt", "full", "gone", "other"]
+Cause = Literal["corrupt", "full", "short", "gone", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ class TemplateEnded:
 
     template: int
     reason: str
+    passing: bool = False  # which is not the environment's fault
 
 
 @dataclass(frozen=True, slots=True)

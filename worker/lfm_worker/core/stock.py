@@ -8,7 +8,7 @@ from lfm.protocol.ids import Digest
 from lfm_worker.core.events import Cause
 from lfm_worker.core.items import Item, evict
 
-TRIES: dict[Cause, int] = {"corrupt": 3, "gone": 3, "full": 2, "other": 1}  # until an item is given up
+TRIES: dict[Cause, int] = {"corrupt": 3, "gone": 3, "full": 2, "short": 1, "other": 1}  # until an item is given up
 
 
 class Stock:

@@ -103,7 +103,7 @@ class WorkerCore:
             case e.LimitNeared():
                 self._grow(event)
             case e.TemplateEnded():
-                self._template_ended(event.template, event.reason, now)
+                self._template_ended(event, now)
             case e.DrainAsked():
                 self._drain(event.reason, now, event.within)
             case e.StopAsked():
@@ -230,7 +230,7 @@ class WorkerCore:
         if cause == "corrupt" and item.kind != "blob":
             self._drop(Item("blob", item.digest))
         if not again:  # else _advance asks for it
-            self._give_up(item, reason, passing=cause == "full")
+            self._give_up(item, reason, passing=cause in ("full", "short"))
 
     def _give_up(self, item: Item, reason: str, passing: bool) -> None:
         """Everything that waits for the item cannot run here."""
@@ -357,15 +357,18 @@ class WorkerCore:
                 return True
         return False
 
-    def _template_ended(self, template: int, reason: str, now: float) -> None:
-        if template not in self.pool.templates:
+    def _template_ended(self, event: e.TemplateEnded, now: float) -> None:
+        if event.template not in self.pool.templates:
             return
-        for number in list(self.pool.templates[template].calls):
+        for number in list(self.pool.templates[event.template].calls):
             call = self.calls[number]
-            self._end(number, Lost(call.doomed or reason, started=call.began), now)
-        environment, futile = self.pool.lost(template)
+            self._end(number, Lost(call.doomed or event.reason, started=call.began), now)
+        if event.passing:
+            self.pool.remove(event.template)
+            return
+        environment, futile = self.pool.lost(event.template)
         if futile >= FUTILE:
-            self._condemn(environment, f"its interpreter does not start here: {reason}")
+            self._condemn(environment, f"its interpreter does not start here: {event.reason}")
 
     # ------------------------------------------------------------ draining
 

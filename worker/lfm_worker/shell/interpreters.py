@@ -16,6 +16,7 @@ from lfm_worker.core import commands as c
 from lfm_worker.core import events as e
 from lfm_worker.core.items import Item
 from lfm_worker.shell.places import Cache, Home
+from lfm_worker.shell.prepare import cause_of
 from lfm_worker.shell.transfers import Transfers
 from lfm_worker.templates.calls import Call, Ended, NearLimit, Started, TemplateLost
 from lfm_worker.templates.template import Template, install_runtime
@@ -66,7 +67,7 @@ class Interpreters:
                 python, runtime=self._runtime, preload=command.preload, sandboxes=self._sandboxes, slots=self._slots
             )
         except OSError as error:
-            self._tell(e.TemplateEnded(command.template, f"cannot be started: {error}"))
+            self._tell(e.TemplateEnded(command.template, f"cannot be started: {error}", passing=cause_of(error) == "short"))
             return
         self._templates[command.template] = template
         self._watch(template.fileno(), lambda: self._hear(command.template))

@@ -28,6 +28,7 @@ from lfm_worker.core.items import Item
 from lfm_worker.shell.unpack import UnpackFailed, unpack
 
 PR_SET_PDEATHSIG = 1
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 REPORT_EVERY = 0.5  # seconds
 
 
@@ -75,6 +76,8 @@ def cause_of(error: BaseException, archive: Path | None = None) -> e.Cause:
             return known[error.code]
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "full"
+    elif isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SHORT):
+        return "short"
     elif isinstance(error, tarfile.TarError | EOFError | UnicodeDecodeError):
         return "corrupt"
     return "gone" if archive is not None and not archive.exists() else "other"

@@ -84,7 +84,10 @@ def kill_orphans(known: Collection[int]) -> bool:
     Stopped first, so that none can fork its way out while the others die; what a dead one leaves behind
     comes to us in turn: call it again after the next SIGCHLD.
     """
-    orphans = [pid for pid in children() if pid not in known]
+    try:
+        orphans = [pid for pid in children() if pid not in known]
+    except OSError:  # no descriptor to look with
+        return False
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in orphans:
             with suppress(ProcessLookupError):

@@ -8,7 +8,6 @@ rest comes from whom the manager names next, at last itself: what came stays, an
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -24,6 +23,7 @@ from lfm_worker.core import events as e
 from lfm_worker.core.items import is_digest
 from lfm_worker.shell.peers import Broken, Line, Peers
 from lfm_worker.shell.places import BadPlace, lock_file
+from lfm_worker.shell.prepare import cause_of
 
 log = logging.getLogger(__name__)
 
@@ -312,5 +312,4 @@ def _all(moves: list[Moves]) -> Moves:
 
 
 def _failed(digest: Digest, error: OSError) -> e.FetchFailed:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return e.FetchFailed(digest, f"the worker cannot store it: {error.strerror}", "full" if full else "other")
+    return e.FetchFailed(digest, f"the worker cannot store it: {error.strerror}", cause_of(error))
