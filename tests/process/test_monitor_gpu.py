@@ -72,15 +72,16 @@ def test_the_peak_of_a_calls_whole_tree(bench: Bench, tmp_path: Path) -> None:
 
     go = tmp_path / "go"
     number = bench.start(hold, str(tmp_path / "held"), str(go), limits=wire.Limits(gpus=True))
-    bench.until(lambda: (tmp_path / "held").exists())
-    for _ in range(3):  # of which the second at least began with all of it written
+    held = tmp_path / "held"
+    bench.until(lambda: held.exists() and held.read_text().count("\n") == 3)
+    for _ in range(6):  # questions, one for each of two GPUs: two whole looks at least began with all of it written
         (tmp_path / "held.asked").unlink(missing_ok=True)
         bench.until(lambda: (tmp_path / "held.asked").exists())
     go.touch()
     _, usage = bench.end(number)
     assert usage is not None and usage.gpu_memory == 500 * MB
     monitor = bench.host._slots[1].pid
-    assert _children(monitor)
+    bench.until(lambda: bool(_children(monitor)))  # the next process
     bench.well()
 
 
