@@ -305,8 +305,9 @@ class Host:
             return False
         except OSError:
             data = b""
-        if not data:  # the template will say GONE when it has swept up
-            self._epoll.unregister(slot.control)
+        if not data:  # the template will say GONE when it has swept up, or its own end is heard
+            if self._by_fd.pop(slot.control.fileno(), None) is not None:
+                self._epoll.unregister(slot.control)
             return False
         kind = data[0]
         if kind == wire.REPORT:
