@@ -120,7 +120,7 @@ def test_cpu_of_children_that_nobody_waited_for(bench: Bench) -> None:
     def ignore() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         if os.fork() == 0:
-            end = time.process_time() + 0.4
+            end = time.process_time() + 1.0
             while time.process_time() < end:
                 pass
             os._exit(0)
@@ -131,7 +131,7 @@ def test_cpu_of_children_that_nobody_waited_for(bench: Bench) -> None:
 
     outcome, usage = bench.end(bench.start(ignore))
     assert isinstance(outcome, Returned) and usage is not None
-    assert usage.cpu_s > 0.35
+    assert usage.cpu_s > 0.5  # counted from when it is watched, which a loaded machine does late
     bench.well()
 
 
