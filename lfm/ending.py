@@ -37,7 +37,7 @@ def outcome_of(over: host.Over) -> Outcome:
     if result is not None:
         return _told(result)
     if over.lost or report is None:
-        return Lost(over.lost, started=report is None or bool(report.flags & wire.STARTED))
+        return Lost(over.lost, started=bool(report.flags & wire.STARTED) if report else not over.unsent)
     code = os.waitstatus_to_exitcode(report.status)
     hint = "killed by the kernel: out of memory" if report.flags & wire.OUT_OF_MEMORY else ""
     if code == 0:

@@ -6,17 +6,28 @@ Pure.  Knows nothing of sessions or messages but the Request that a call carries
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from lfm.protocol.resources import Expected, Request, Resources, parse_duration, parse_size
+from lfm.protocol.resources import (
+    MOST_CORES,
+    MOST_DEVICES,
+    Expected,
+    Request,
+    Resources,
+    parse_duration,
+    parse_size,
+)
 
 STRATEGIES = (
     "auto", "first-allocation-waste", "first-allocation-throughput", "greedy-bucketing", "exhaustive-bucketing",
     "max-seen", "fixed", "whole-worker",
 )  # fmt: skip  # the manager has them
+
+
+MANY = 1 << 31  # processes of a call, or tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +61,7 @@ class Options:
                 try:
                     read[name] = _READERS[name](value)
                 except (ValueError, TypeError) as error:
-                    raise type(error)(f"{name}={value!r}: {error}") from None
+                    raise type(error)(f"{name}={value!r:.80}: {error}") from None
         return cls(**read)
 
     def over(self, other: Options) -> Options:
@@ -86,10 +97,19 @@ def _above_zero(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return read
 
 
+def _at_most(most: float, parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if (amount := parse(value)) > most:
+            raise ValueError(f"must be at most {most:g}")
+        return amount
+
+    return read
+
+
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError("must be a number")
-    if not math.isfinite(value):
+    if not abs(value) <= sys.float_info.max:
         raise ValueError("must be finite")
     return float(value)
 
@@ -139,13 +159,13 @@ def _expected(value: Any) -> Expected:
 
 _EXPECTED = ("cores", "memory", "disk", "wall_time")
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "cores": _above_zero(_number),
+    "cores": _above_zero(_at_most(MOST_CORES, _number)),
     "memory": _above_zero(parse_size),
     "disk": _above_zero(parse_size),
-    "gpus": _count,
+    "gpus": _at_most(MOST_DEVICES, _count),
     "wall_time": _above_zero(parse_duration),
-    "processes": _above_zero(_count),
-    "retries": _count,
+    "processes": _above_zero(_at_most(MANY, _count)),
+    "retries": _at_most(MANY, _count),
     "priority": _number,
     "category": _text,
     "imports": _names,

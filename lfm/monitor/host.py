@@ -51,6 +51,7 @@ class Over(NamedTuple):
     fault: bytes = b""
     disk: int = 0
     wall_s: float = 0.0  # from its dispatch to the report
+    unsent: bool = False  # its work did not reach its monitor: it surely never began
 
 
 class Near(NamedTuple):
@@ -148,7 +149,7 @@ class Host:
         directory, and is never removed.
         """
         if self._gone:
-            self._say(Over(work.id, None, None, self._gone))
+            self._say(Over(work.id, None, None, self._gone, unsent=True))
             return
         seat = self._choose((work.code, work.overlay))
         if not work.command:
@@ -212,7 +213,8 @@ class Host:
             if job.fds:
                 socket.send_fds(slot.channel, [b"fds"], job.fds)
         except OSError as error:
-            self._drop(slot, f"its work could not be sent: {error.strerror}")
+            lost = f"its work could not be sent: {error.strerror}"
+            self._drop(slot, lost, Over(job.work.id, None, None, lost, unsent=not job.fds))
             return
         if slot.ready:
             self._begin(slot)

@@ -97,6 +97,11 @@ Outcome = (
 )
 
 
+def payload_of(outcome: Outcome) -> Payload | None:
+    """What a call gave: its value, or the exception that it raised."""
+    return outcome.value if isinstance(outcome, Returned) else outcome.error if isinstance(outcome, Raised) else None
+
+
 class Attempt(Record, frozen=True):
     """One run of a call, as the future shows it.  Times are seconds since the epoch, by the manager's clock."""
 

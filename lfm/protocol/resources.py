@@ -8,9 +8,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import NoReturn
 
 # measured where only the standard library is; known here by the same name
 from lfm.monitor.usage import Usage as Usage
+
+MOST_CORES, MOST_BYTES, MOST_DEVICES = 1e12, 1 << 62, 1 << 16  # more is nobody's, and a mistake
+MOST_SECONDS = 1e12
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)[bB]?\s*")
 _POWER = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
@@ -24,11 +28,16 @@ def parse_size(text: str | int | float) -> int:
     if isinstance(text, bool) or (isinstance(text, int | float) and not 0 <= text < math.inf):
         raise ValueError(f"{text!r} is not a size; write bytes, or like '4GB' or '4GiB'")
     if isinstance(text, int | float):
-        return int(text)
+        return int(text) if text <= MOST_BYTES else _too_much(text)
     found = _SIZE.fullmatch(text)
     if found is None or (found[3] and not found[2]):
         raise ValueError(f"{text!r} is not a size; write bytes, or like '4GB' or '4GiB'")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** _POWER[found[2]])
+    size = float(found[1]) * (1024 if found[3] else 1000) ** _POWER[found[2]]
+    return int(size) if size <= MOST_BYTES else _too_much(text)
+
+
+def _too_much(text: str | int | float) -> NoReturn:
+    raise ValueError(f"{str(text)[:40]} is more than there is anywhere")
 
 
 def parse_duration(text: str | int | float) -> float:
@@ -36,11 +45,12 @@ def parse_duration(text: str | int | float) -> float:
     if isinstance(text, bool) or (isinstance(text, int | float) and not 0 <= text < math.inf):
         raise ValueError(f"{text!r} is not a duration; write seconds, or like '1h30m'")
     if isinstance(text, int | float):
-        return float(text)
+        return float(text) if text <= MOST_SECONDS else _too_much(text)
     found = _DURATION.fullmatch(text)
     if found is None or not any(found.groups()):
         raise ValueError(f"{text!r} is not a duration; write seconds, or like '1h30m'")
-    return sum(float(n or 0) * unit for n, unit in zip(found.groups(), (86400, 3600, 60, 1), strict=True))
+    seconds = sum(float(n or 0) * unit for n, unit in zip(found.groups(), (86400, 3600, 60, 1), strict=True))
+    return seconds if seconds <= MOST_SECONDS else _too_much(text)
 
 
 def format_size(amount: float) -> str:

@@ -70,6 +70,16 @@ def test_every_call_has_its_own_process_and_sandbox(ex):
     assert not Path(first[2], "mine").exists()
 
 
+def test_a_large_exception_is_the_functions_own(ex):
+    def fail():
+        raise ValueError("x" * 300_000)
+
+    future = ex.submit(fail)
+    with pytest.raises(ValueError, match=r"x{300000}"):
+        result(future)
+    assert len(future.attempts) == 1
+
+
 def test_the_functions_own_exception(ex):
     def bad(key):
         import sys

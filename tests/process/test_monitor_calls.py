@@ -748,7 +748,14 @@ def test_the_template_killed(bench: Bench) -> None:
     for number in numbers:
         assert isinstance(bench.end(number)[0], Lost)
     bench.until(lambda: bool(bench.gone))
-    assert isinstance(bench.run(max, 1, 2), Lost)
+    assert bench.run(max, 1, 2) == Lost(bench.gone.splitlines()[0], started=False)
+
+
+def test_work_that_cannot_be_sent_never_began(bench: Bench) -> None:
+    assert bench.run(max, 1, 2, environ={b"MUCH": bytes(1 << 20)}) == Lost(
+        "its work could not be sent: Message too long", started=False
+    )
+    bench.well()
 
 
 def test_calls_are_ended_when_the_host_closes(bench: Bench) -> None:

@@ -48,6 +48,17 @@ def test_a_name_like_none_lists_all():
         ({"labels": "site=north"}, TypeError),
         ({"labels": {"site": 1}}, TypeError),
         ({"strategy": "best"}, ValueError),
+        ({"memory": "9000PB"}, ValueError),
+        ({"memory": 1 << 63}, ValueError),
+        ({"disk": "9" * 400}, ValueError),
+        ({"cores": 1e300}, ValueError),
+        ({"gpus": 1 << 20}, ValueError),
+        ({"wall_time": 10**400}, ValueError),
+        ({"wall_time": "9" * 400 + "d"}, ValueError),
+        ({"processes": 1 << 63}, ValueError),
+        ({"retries": 1 << 70}, ValueError),
+        ({"priority": 10**400}, ValueError),
+        ({"expect": {"memory": "9000PB"}}, ValueError),
     ],
 )
 def test_wrong_amounts_name_the_option(said, kind):
@@ -90,3 +101,20 @@ def test_strategies_are_those_of_the_manager():
 
     assert tuple(THERE) == STRATEGIES
     assert Options.parse({"strategy": "max-seen"}).request().strategy == "max-seen"
+
+
+def test_what_the_options_let_pass_the_manager_takes_too():
+    from lfm.protocol import messages as m
+    from lfm.protocol.codec import decode, encode
+    from lfm.protocol.ids import FunctionId, TaskId
+    from lfm.protocol.outcomes import Inline
+    from lfm_manager.core.sanity import complaint
+
+    most = {"cores": 1e12, "memory": 1 << 62, "disk": 1 << 62, "gpus": 1 << 16, "wall_time": 1e12, "processes": 1 << 31}
+    least = {"cores": 5e-324, "memory": 1, "disk": 1, "gpus": 0, "wall_time": 5e-324, "processes": 1}
+    for said in (most, least):
+        read = Options.parse({**said, "retries": 1 << 31, "priority": -1.7e308, "expect": {"memory": said["memory"]}})
+        submit = m.Submit(
+            TaskId("t"), FunctionId("f"), Inline(b""), read.request(), retries=read.retries or 0, priority=read.priority or 0.0
+        )
+        assert decode(encode(submit)) == submit and complaint(submit) == ""

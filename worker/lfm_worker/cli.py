@@ -27,7 +27,7 @@ from lfm.cli.common import (
     run_option,
     size,
 )
-from lfm.protocol.resources import format_duration, format_size, parse_duration, parse_size
+from lfm.protocol.resources import MOST_DEVICES, format_duration, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from lfm_worker.shell.detect import Allotment, Bound
@@ -70,10 +70,10 @@ def worker() -> None:
 @run_option
 @click.option("--run-dir", type=click.Path(path_type=Path), help="The run directory; the same as --run DIR.")
 @click.option("--connect", type=click.Path(path_type=Path), metavar="FILE", help="A worker's connection file; the same as --run FILE.")
-@click.option("--cores", type=click.IntRange(1), help="Cores to offer.  [default: what is ours here]")
+@click.option("--cores", type=click.IntRange(1, 1_000_000), help="Cores to offer.  [default: what is ours here]")
 @click.option("--memory", type=SIZE, help="Memory to offer.  [default: what is ours here, less a margin for the worker]")
 @click.option("--disk", type=SIZE, help="Disk to offer.  [default: nine tenths of what is free]")
-@click.option("--gpus", type=click.IntRange(0), help="GPUs to offer.  [default: all that are ours here]")
+@click.option("--gpus", type=click.IntRange(0, MOST_DEVICES), help="GPUs to offer.  [default: all that are ours here]")
 @click.option("--work-dir", type=click.Path(path_type=Path, file_okay=False), help="Where to keep environments and sandboxes; a local disk.  [default: LFM_SCRATCH, the job's scratch, TMPDIR, /var/tmp]")
 @click.option("--time-limit", default="auto", show_default=True, metavar="D|auto", help="Leave before this time is over; auto: what the batch system says.")
 @click.option("--idle-timeout", type=DURATION, help="Leave after so long without a call.")

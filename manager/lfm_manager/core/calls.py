@@ -23,6 +23,7 @@ from lfm.protocol.outcomes import (
     Raised,
     Returned,
     outcome_name,
+    payload_of,
 )
 from lfm.protocol.resources import MAKES_ROOM_BEFORE, Resources, Usage
 from lfm_manager.core.advice import too_much
@@ -593,8 +594,5 @@ def _may_have_begun(task: Task, placed: Placed, worker: Worker) -> bool:
 
 
 def result_blob(outcome: Outcome) -> Blob | None:
-    match outcome:
-        case Returned(Blob() as blob) | Raised(Blob() as blob):
-            return blob
-        case _:
-            return None
+    payload = payload_of(outcome)
+    return payload if isinstance(payload, Blob) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lfm.protocol.messages import Finished, Submit
-from lfm.protocol.outcomes import Inline, Outcome, Payload, Raised, Returned
+from lfm.protocol.outcomes import Inline, Payload, Raised, Returned, payload_of
 
 SMALL = 1024  # bytes that are not worth to be kept apart
 NOTHING = Inline(b"")
@@ -19,7 +19,7 @@ def without_arguments(submit: Submit) -> Submit:
 
 def inline_bytes(finished: Finished) -> int:
     """What of the end of a call is its value, and what it printed."""
-    return inline_size(_value(finished.outcome)) + len(finished.stdout) + len(finished.stderr)
+    return inline_size(payload_of(finished.outcome)) + len(finished.stdout) + len(finished.stderr)
 
 
 def without_value(finished: Finished) -> Finished:
@@ -33,7 +33,3 @@ def without_value(finished: Finished) -> Finished:
         case _:
             pass
     return finished.but(outcome=outcome, stdout=b"", stderr=b"")
-
-
-def _value(outcome: Outcome) -> Payload | None:
-    return outcome.value if isinstance(outcome, Returned) else outcome.error if isinstance(outcome, Raised) else None

@@ -10,9 +10,8 @@ import math
 
 from lfm.protocol import messages as m
 from lfm.protocol.outcomes import Blob, Exhausted, Payload, Raised, Returned
-from lfm.protocol.resources import Expected, Request, Resources, Usage
+from lfm.protocol.resources import MOST_BYTES, MOST_CORES, MOST_DEVICES, Expected, Request, Resources, Usage
 
-CORES, BYTES, DEVICES = 1e12, 1 << 62, 1 << 16
 NAME = 1000  # characters
 
 
@@ -30,7 +29,7 @@ def complaint(message: m.Message) -> str:
         case m.ClientHello(session=session, name=name):
             return "" if 0 < len(session) <= NAME and len(name or "") <= NAME else "a session without a proper name"
         case m.FetchBlob(offset=offset, length=length):
-            return "" if 0 <= offset <= BYTES and 0 < length <= m.CHUNK else f"a range from {offset} of {length} bytes"
+            return "" if 0 <= offset <= MOST_BYTES and 0 < length <= m.CHUNK else f"a range from {offset} of {length} bytes"
         case m.DeclareEnvironment(plan=plan):
             return _payload(plan)
         case m.DeclareFunction(code=code, overlay=overlay):
@@ -38,10 +37,10 @@ def complaint(message: m.Message) -> str:
         case m.EnvironmentMade(tarball=blob):
             return _payload(blob)
         case m.EnvironmentComing(stage=stage, done=done, total=total):
-            fine = 0 <= done <= total <= BYTES and stage in ("send", "unpack")
+            fine = 0 <= done <= total <= MOST_BYTES and stage in ("send", "unpack")
             return "" if fine else f"an environment of which {done} of {total} bytes came"
         case m.SeekBlob(size=size):
-            return "" if 0 <= size <= BYTES else f"a blob of {size} bytes"
+            return "" if 0 <= size <= MOST_BYTES else f"a blob of {size} bytes"
         case _:
             return ""
 
@@ -59,10 +58,10 @@ def _submit(submit: m.Submit) -> str:
 def _request(asked: Request) -> str:
     cores, memory, disk, gpus = asked.cores, asked.memory, asked.disk, asked.gpus
     if (
-        (cores is None or 0 < cores <= CORES) and (memory is None or 0 <= memory <= BYTES)
-        and (disk is None or 0 <= disk <= BYTES) and (gpus is None or 0 <= gpus <= DEVICES)
+        (cores is None or 0 < cores <= MOST_CORES) and (memory is None or 0 <= memory <= MOST_BYTES)
+        and (disk is None or 0 <= disk <= MOST_BYTES) and (gpus is None or 0 <= gpus <= MOST_DEVICES)
         and (asked.wall_time is None or 0 <= asked.wall_time < math.inf)
-        and (asked.processes is None or 0 <= asked.processes <= BYTES)
+        and (asked.processes is None or 0 <= asked.processes <= MOST_BYTES)
         and (asked.expect is None or _may_be_expected(asked.expect))
     ):
         return ""
@@ -71,16 +70,16 @@ def _request(asked: Request) -> str:
 
 def _may_be_expected(guess: Expected) -> bool:
     return (
-        (guess.cores is None or 0 <= guess.cores <= CORES) and (guess.memory is None or 0 <= guess.memory <= BYTES)
-        and (guess.disk is None or 0 <= guess.disk <= BYTES)
+        (guess.cores is None or 0 <= guess.cores <= MOST_CORES) and (guess.memory is None or 0 <= guess.memory <= MOST_BYTES)
+        and (guess.disk is None or 0 <= guess.disk <= MOST_BYTES)
         and (guess.wall_time is None or 0 <= guess.wall_time < math.inf)
     )  # fmt: skip
 
 
 def _amount(amount: Resources | None) -> str:
     if amount is None or (
-        0 <= amount.cores <= CORES and 0 <= amount.memory <= BYTES and 0 <= amount.disk <= BYTES
-        and 0 <= amount.gpus <= DEVICES and (amount.wall_time is None or 0 <= amount.wall_time < math.inf)
+        0 <= amount.cores <= MOST_CORES and 0 <= amount.memory <= MOST_BYTES and 0 <= amount.disk <= MOST_BYTES
+        and 0 <= amount.gpus <= MOST_DEVICES and (amount.wall_time is None or 0 <= amount.wall_time < math.inf)
     ):
         return ""
     return f"nobody has {amount}"
@@ -90,12 +89,12 @@ def absurd(used: Usage | None) -> bool:
     """Whether no call can have used that."""
     return used is not None and not (
         0 <= used.wall_s < math.inf and 0 <= used.cpu_s < math.inf and 0 <= used.cores < math.inf
-        and 0 <= used.cores_peak < math.inf and 0 <= used.memory <= BYTES and 0 <= used.disk <= BYTES
+        and 0 <= used.cores_peak < math.inf and 0 <= used.memory <= MOST_BYTES and 0 <= used.disk <= MOST_BYTES
     )  # fmt: skip
 
 
 def _worker(hello: m.WorkerHello) -> str:
-    if not (0 < len(hello.session) <= NAME and 0 < len(hello.name) <= NAME and len(hello.gpu_devices) <= DEVICES):
+    if not (0 < len(hello.session) <= NAME and 0 < len(hello.name) <= NAME and len(hello.gpu_devices) <= MOST_DEVICES):
         return "a worker without a proper name"
     return _amount(hello.offer) or next(filter(None, (_amount(r.allocation) for r in hello.running)), "")
 
@@ -112,6 +111,6 @@ def _outcome(outcome: object) -> str:
 
 
 def _payload(payload: Payload | None) -> str:
-    if isinstance(payload, Blob) and not 0 <= payload.size <= BYTES:
+    if isinstance(payload, Blob) and not 0 <= payload.size <= MOST_BYTES:
         return f"a blob of {payload.size} bytes"
     return ""

@@ -12,7 +12,7 @@ from typing import assert_never
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, FunctionId, TaskId
-from lfm.protocol.outcomes import Blob, Crashed, Exhausted, Inline, Killed, Lost, Outcome, Returned
+from lfm.protocol.outcomes import Blob, Crashed, Exhausted, Inline, Killed, Lost, Outcome, payload_of
 from lfm.protocol.resources import MAKES_ROOM_BEFORE, Resources, Usage
 from lfm_worker.core import commands as c
 from lfm_worker.core import events as e
@@ -296,8 +296,8 @@ class WorkerCore:
             self.pool.began(call.state.template)  # a short call's beginning is not told
         if call.doomed and isinstance(outcome, Killed | Crashed):
             outcome = _displaced(call, event.usage) if call.doomed == MAKES_ROOM else Lost(call.doomed, started=True)
-        if isinstance(outcome, Returned) and isinstance(outcome.value, Blob):
-            self._results[outcome.value.digest] = self._results.get(outcome.value.digest, 0) + 1
+        if isinstance(given := payload_of(outcome), Blob):
+            self._results[given.digest] = self._results.get(given.digest, 0) + 1
         self._end(event.call, outcome, now, event.usage, event.stdout, event.stderr)
 
     def _end(

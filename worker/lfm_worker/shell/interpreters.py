@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest
-from lfm.protocol.outcomes import Blob, Inline, Lost, Payload, Returned
+from lfm.protocol.outcomes import Blob, Inline, Lost, Payload, Raised, Returned, payload_of
 from lfm_worker.core import commands as c
 from lfm_worker.core import events as e
 from lfm_worker.core.items import Item
@@ -147,11 +147,16 @@ class Interpreters:
                     return
 
     def _ended(self, report: Ended) -> e.CallStopped:
-        """A large value moves to the results, from where the manager pulls it."""
+        """A large value, or exception, moves to the results, from where the manager pulls it.
+
+        Its size and digest are the file's: what a call says of itself may be anything.
+        """
         outcome = report.outcome
-        if isinstance(outcome, Returned) and isinstance(outcome.value, Blob):
+        if isinstance(payload_of(outcome), Blob):
             try:
-                outcome = Returned(self._transfers.results.adopt(Path(self._result(report.id))))
+                kept = self._transfers.results.adopt(Path(self._result(report.id)))
+                outcome = outcome.but(error=kept) if isinstance(outcome, Raised) else Returned(kept)
             except OSError as error:
-                outcome = Lost(f"its result could not be kept on the worker: {error}")
+                lost = Lost(f"its result could not be kept on the worker: {error}")
+                outcome = outcome.but(error=None) if isinstance(outcome, Raised) else lost
         return e.CallStopped(report.id, outcome, report.usage, report.stdout, report.stderr)
