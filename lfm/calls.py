@@ -68,7 +68,13 @@ class Calls:
         if submit is None or future._state != PENDING:  # cancelled meanwhile
             self._let_go(future)
             return
-        best = self._outgoing.best(submit.function)
+        try:
+            best = self._outgoing.best(submit.function)
+        except Exception as error:
+            self._let_go(future)
+            with contextlib.suppress(InvalidStateError):  # cancelled in this very moment
+                future.set_exception(error)
+            return
         if best.function.function != submit.function:  # what is installed was not what it was presumed to be
             future._environment = best.environment.key
             future._submit = submit = submit.but(function=best.function.function)

@@ -2,7 +2,7 @@
 
 Knows what has been described already, so that environment and function are put into words once a session.
 What is installed is presumed to be as it was when last looked at, and looked at in a thread of its own: what
-depends on it does not leave before.
+depends on it does not leave before; if it cannot be looked at, its calls end with the reason.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Outgoing:
         self._packer = Packer(looking=Memory())
         self._doubtful: dict[FunctionId, Described] = {}
         self._better: dict[FunctionId, Described] = {}  # what became of those that were presumed wrongly
+        self._failed: dict[FunctionId, Exception] = {}  # why they cannot leave
         self._looks = False
         self._warned: set[str] = set()
         self._lock = threading.Lock()  # of what is described
@@ -67,6 +68,11 @@ class Outgoing:
         else:
             packed, pieces = self._packer.arguments(packed, *calls[0], handles)
         described = self.described.get(packed.function) or self._describe(packed)
+        if not self._packer.sure(packed):
+            self._doubt(described)
+        elif packed.function in self._better or packed.function in self._failed:  # it once was wrong, and is right again
+            self._better.pop(packed.function, None)
+            self._failed.pop(packed.function, None)
         options = options.over(described.options)
         blobs = tuple(Blob(Digest(handle.digest), handle.size) for handle in handles)
         for blob in blobs:
@@ -98,22 +104,28 @@ class Outgoing:
             )
             sent.note(key, packed.name, packed.overlay)
             described = self.described[packed.function] = Described(environment, function, options, packed)
-            if self._packer.unsure:
-                self._doubtful[packed.function] = described
-            begin, self._looks = bool(self._doubtful) and not self._looks, self._looks or bool(self._doubtful)
+            return described
+
+    def _doubt(self, described: Described) -> None:
+        with self._lock:
+            function = described.function.function
+            self._doubtful[function] = described
+            self._failed.pop(function, None)
+            begin, self._looks = not self._looks, True
         if begin:
             try:
                 threading.Thread(target=self._look, name="lfm-look", daemon=True).start()
             except RuntimeError:  # the interpreter is about to end and starts no more threads
                 self._look()
-        return described
 
     def doubtful(self, function: FunctionId) -> bool:
         """Whether it may not leave yet."""
-        return bool(self._doubtful) and self.best(function).function.function in self._doubtful
+        return function in self._doubtful
 
     def best(self, function: FunctionId) -> Described:
-        """The function as it is to be declared."""
+        """The function as it is to be declared; raises what keeps it here."""
+        if (error := self._failed.get(function)) is not None:
+            raise error
         return self._better.get(function) or self.described[function]
 
     def homes(self, submit: Submit | None) -> Mapping[str, str]:
@@ -129,17 +141,22 @@ class Outgoing:
                 if not looking:
                     self._looks = False
                     return
-            try:
-                wrong = self._packer.look()
-                better = {f: self._packer.anew(described.packed) for f, described in looking.items()} if wrong else {}
-                for function, packed in better.items():
-                    self._better[function] = self.described.get(packed.function) or self._describe(packed)
-            except Exception:  # whatever it is that cannot be read: whoever builds it says so
-                log.exception("what is installed cannot be looked at")
+            for function, described in looking.items():
+                try:
+                    self._settle(function, described)
+                except Exception as error:
+                    log.info("%s cannot leave", described.function.name, exc_info=True)
+                    self._failed[function] = error
             with self._lock:
                 for function in looking:
                     del self._doubtful[function]
             self._looked()
+
+    def _settle(self, function: FunctionId, described: Described) -> None:
+        packed = self._packer.settle(described.packed)
+        self._better.pop(packed.function, None)  # it may once have been wrong
+        if packed.function != function:
+            self._better[function] = self.described.get(packed.function) or self._describe(packed)
 
     def plan(self, key: EnvironmentKey) -> bytes | None:
         """What an environment is to hold; None if it was not declared here."""
@@ -154,8 +171,7 @@ class Outgoing:
         packed = self._packer.repair(self.described[function].packed, module, where)
         if packed is None or packed.function == function:
             return None
-        if self._packer.unsure and self._packer.look():  # in the repair's own thread
-            packed = self._packer.anew(packed)
+        packed = self._packer.settle(packed)  # in the repair's own thread
         return self.described.get(packed.function) or self._describe(packed)
 
     def over(self, submit: Submit) -> None:

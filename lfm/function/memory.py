@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,18 @@ class Looking:
     def whole(self, installed: Installed) -> dict[str, int]:
         return installed.whole
 
+    generation = 0  # how often a look has found something that was not as presumed
+
     @property
     def unsure(self) -> bool:
         return False
 
-    def look(self) -> bool:
-        return False
+    def look(self) -> None:
+        pass
 
 
 class Memory(Looking):
-    """Remembers, for this session and later ones.  ``look`` may be called from another thread."""
+    """Remembers, for this session and later ones.  ``look`` may be called from other threads."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or cache.cache_root() / "installed.json"
@@ -54,6 +57,7 @@ class Memory(Looking):
         self._presumed: dict[Installation, str] = {}
         self._presumed_python: Interpreter | None = None
         self._looked_at_python = False
+        self._one_looks = threading.Lock()
 
     # ------------------------------------------------------------ what is presumed
 
@@ -93,25 +97,28 @@ class Memory(Looking):
         """Whether anything is presumed that was not looked at since, or is new and not written down."""
         return bool(self._presumed) or self._presumed_python is not None or self._news
 
-    def look(self) -> bool:
-        """Look at all that is presumed.  Whether anything is not as it was."""
-        different = False
-        while presumed := list(self._presumed.items()):
-            for one, fingerprint in presumed:
-                if one.fingerprint != fingerprint:
-                    different = True
-                    self._keep(self._prints, one.metadata, _stamp(one), one.fingerprint)
-                del self._presumed[one]  # only now: from here on it is known
-        if self._presumed_python is not None:
-            this = interpreter.this()
-            if this != self._presumed_python:
-                different = True
-                self._keep(self._pythons, sys.prefix, interpreter.stamp(), asdict(this))
-            self._looked_at_python, self._presumed_python = True, None
-        if self._news:
-            self._news = False
-            self._write()
-        return different
+    def look(self) -> None:
+        """Look at all that is presumed; who comes while another looks waits for it.
+
+        A presumption is taken back only once ``generation`` tells whether it was wrong: whoever then finds nothing
+        unsure, and the generation to be that of before he presumed, has presumed nothing wrongly.
+        """
+        with self._one_looks:
+            while presumed := list(self._presumed.items()):
+                for one, fingerprint in presumed:
+                    if one.fingerprint != fingerprint:
+                        self._keep(self._prints, one.metadata, _stamp(one), one.fingerprint)
+                        self.generation += 1
+                    del self._presumed[one]  # only now: from here on it is known
+            if (presumed_python := self._presumed_python) is not None:
+                this = interpreter.this()
+                if this != presumed_python:
+                    self._keep(self._pythons, sys.prefix, interpreter.stamp(), asdict(this))
+                    self.generation += 1
+                self._looked_at_python, self._presumed_python = True, None
+            if self._news:
+                self._news = False
+                self._write()
 
     # ------------------------------------------------------------ the file
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from types import CodeType, MethodType
 from typing import Any
 
+from lfm.errors import LfmError
 from lfm.function import explicit, overlay, state
 from lfm.function.analyse import Analysis, Live, Walk
 from lfm.function.handle import Handle
@@ -51,6 +52,7 @@ class Packed:
     preload: tuple[str, ...]
     warnings: tuple[str, ...]
     homes: dict[str, str]  # path in the overlay -> where the user has this file
+    generation: int  # of what was presumed to be installed
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,12 @@ class _Basis:
     grown: dict[Any, Packed] = field(default_factory=dict)  # by what was asked for; while a function lives
     users: int = 0  # functions that live
 
+    def renew(self) -> None:
+        """What is installed has changed, or was not as presumed: only what it was made from still holds."""
+        self.grown.clear()
+        self.users = 0  # who lives is remembered anew
+        self.known, self.known_codes = set(self.references), set(self.codes)
+
     def left(self, users: int) -> None:
         self.users -= users
         if self.users <= 0:
@@ -117,11 +125,12 @@ class Packer:
     """Packs functions and arguments.  May be used from several threads."""
 
     def __init__(self, learned: Learned | None = None, looking: Looking | None = None) -> None:
-        """``looking``: a Memory makes it quick, and then ``look`` has to say that all is as presumed."""
+        """``looking``: a Memory makes it quick; then what it presumes is looked at by ``settle``."""
         self._learned = Learned() if learned is None else learned
         self._looking = Looking() if looking is None else looking
         self._lock = threading.RLock()
         self._modules: Modules | None = None
+        self._generation = 0  # of what is remembered here
         self._window, self._looks = 0.0, 0
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
         self._bases: OrderedDict[FunctionId, _Basis] = OrderedDict()
@@ -210,41 +219,42 @@ class Packer:
 
     # ------------------------------------------------------------ what was presumed
 
-    @property
-    def unsure(self) -> bool:
-        """Whether what was packed may be out of date: then ``look``."""
-        return self._looking.unsure
+    def sure(self, packed: Packed) -> bool:
+        """Whether it rests on nothing that was only presumed: else ``settle`` it."""
+        return not self._looking.unsure and packed.generation == self._looking.generation  # in this order
 
-    def look(self) -> bool:
-        """Look at what was presumed.  True if it was wrong: then what was packed is to be packed ``anew``."""
-        different = self._looking.look()
-        if different:
-            with self._lock:
-                self._entries.clear()
-                self._analyses.clear()
-        return different
+    def settle(self, packed: Packed) -> Packed:
+        """``packed``, of what is installed now: looks at what was presumed.  Raises what ``pack`` raises."""
+        while not self.sure(packed):
+            self._looking.look()
+            if packed.generation != self._looking.generation:
+                packed = self._anew(packed)
+        return packed
 
-    def anew(self, packed: Packed) -> Packed:
-        """``packed``, of what is installed now."""
+    def _anew(self, packed: Packed) -> Packed:
         with self._lock:
             basis = self._bases.get(packed.function)
-            if basis is None:
-                return packed
-            basis.grown.clear()
+            if basis is None:  # many functions were packed since
+                raise LfmError(f"what is installed changed while {packed.name} was submitted; submit it again")
             return self._make(packed.name, packed.options, packed.code, basis.wish, basis.references, basis.codes)
 
     # ------------------------------------------------------------ what is remembered
 
     def _refresh(self) -> Modules:
-        """The modules as they are installed now; what was made from older ones is forgotten."""
+        """The modules as they are installed now; what was made from older ones, or on a wrong presumption, is forgotten."""
         if (
             self._modules is None
             or self._modules.installed.path != sys.path
             or self._modules.installed.stale()
         ):
             self._modules = Modules(Installed())
-            for cache in (self._entries, self._bases, self._analyses, self._layers):
-                cache.clear()
+        elif self._generation == self._looking.generation:
+            return self._modules
+        self._generation = self._looking.generation
+        for cache in (self._entries, self._analyses, self._layers):
+            cache.clear()
+        for basis in self._bases.values():
+            basis.renew()
         return self._modules
 
     def _may_look(self) -> bool:
@@ -294,6 +304,7 @@ class Packer:
         references: _References, codes: dict[CodeType, Live],
     ) -> Packed:  # fmt: skip
         analysis, resolved = self._analysed(name, wish, references, codes)
+        generation = self._generation  # before more is looked at
         layer = self._layer(analysis)
         if resolved is None:
             plan, environment = explicit.plan(wish.environment)
@@ -309,7 +320,7 @@ class Packer:
             digest.update(b"\0" + text.encode())
         packed = Packed(
             FunctionId(digest.hexdigest()), name, str(options.get("category") or name), options, plan,
-            environment, code, layer.data, preload, tuple(dict.fromkeys(warnings)), layer.homes,
+            environment, code, layer.data, preload, tuple(dict.fromkeys(warnings)), layer.homes, generation,
         )  # fmt: skip
         token = None if wish.environment is None else explicit.token(wish.environment)
         if (known := self._bases.get(packed.function)) is not None:
