@@ -299,9 +299,9 @@ def _loaded(part: str) -> set[str]:
         return {words[5] for words in lines if len(words) == 6 and part in words[5].rsplit("/", 1)[-1]}
 
 
-def look_first(shared: mmap.mmap, buffer: bytearray) -> bool:
-    """What was not done yet, or could not be, of directory and affinity: raises what is the matter.  And whether this
-    is the first call of its forker: the files that it maps are told from its memory once for all."""
+def look_first(shared: mmap.mmap, buffer: bytearray) -> int:
+    """What was not done yet, or could not be, of directory and affinity: raises what is the matter.  And if this is the
+    first call of its forker, how much of files it has mapped (kB): they are told from its memory once for all."""
     if page.NUMBER.unpack_from(shared, page.TROUBLE_AT)[0]:
         directory, cpus = wire.place(buffer, page.NUMBER.unpack_from(shared, page.SIZE_AT)[0])
         if directory:
@@ -309,12 +309,13 @@ def look_first(shared: mmap.mmap, buffer: bytearray) -> bool:
         if cpus:
             os.sched_setaffinity(0, cpus)
     if page.NUMBER.unpack_from(shared, page.FILES_AT)[0]:
-        return False
-    page.NUMBER.pack_into(shared, page.FILES_AT, mapped_files())
-    return True
+        return 0
+    files = mapped_files()
+    page.NUMBER.pack_into(shared, page.FILES_AT, files)
+    return files
 
 
-def look_last(shared: mmap.mmap, first: bool) -> tuple[int, int]:
+def look_last(shared: mmap.mmap, first: int) -> tuple[int, int]:
     """The exact peak (0: the bounds are close enough) and the mapped files that came in the call (kB; -1: not counted).
 
     Neither where the call has left no descriptor, or no /proc: its value is worth more than its figures.
@@ -325,16 +326,16 @@ def look_last(shared: mmap.mmap, first: bool) -> tuple[int, int]:
         return 0, -1
 
 
-def _look_last(shared: mmap.mmap, first: bool) -> tuple[int, int]:
+def _look_last(shared: mmap.mmap, first: int) -> tuple[int, int]:
     if page.NUMBER.unpack_from(shared, page.LEARN_AT)[0] == 1:
         page.learned(shared, pages.own() if pages is not None else [])
     figures = memoryview(page.figures(shared))
     _, base, base_files = page.base(shared)
     files = -1
     if first or page.read_figures(figures, 0)[1] > _WORTH_A_LOOK:
-        files = max(0, mapped_files() - base_files // page.KB)
+        files = max(0, mapped_files() - (first or base_files // page.KB))
         if first:
-            page.NUMBER.pack_into(shared, page.FILES_AT + 8, files)
+            page.FILES.pack_into(shared, page.FILES_AT, first, files)
             page.NUMBER.pack_into(shared, page.LEARN_AT, 1)  # the next is an ordinary one
     _, low, high, *_ = page.read_figures(figures, files)
     if high - low <= _UNSURE:

@@ -48,7 +48,7 @@ def serve(
     warm: Warm | None = None,
 ) -> None:
     """Wait for one call, run it, leave; the first three are of ``native``."""
-    first = False
+    first = 0
     stage, exact, files = "load", 0, -1
     look = receive()
     work = loads(buffer)

@@ -15,6 +15,7 @@ import mmap
 import os
 import signal
 import socket
+import struct
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -23,6 +24,8 @@ from lfm.monitor.group import SlotGroup
 
 WARM = b"w"  # a function to load comes next
 OOM_SCORE = 500
+_SAID = struct.Struct("<Bq")  # what a forker says to its monitor: the first process of its namespace, ...
+_INIT, _LOADED = 1, 2  # ... and bytes that it holds for a function that it has loaded
 MOST_MEMORY = 512 << 20  # bytes of a template beyond which nobody looks for the pages that calls write to
 
 
@@ -71,8 +74,10 @@ class CloneForker:
         self._ends = ends
         self._fork_self = linux.cloner(0, signal.SIGUSR1)
         self._socket: socket.socket | None = None
+        self._known = page.Known(ends.page)
         self.pid = 0
-        self._init = 0
+        self._init = self._loaded = 0
+        self._loading = False
 
     @property
     def init(self) -> int:
@@ -80,12 +85,30 @@ class CloneForker:
 
         The forker says it where no call can: who is ended must not be a number in a page that calls write to.
         """
-        if not self._init and self._ends.namespace and self._socket is not None:
-            try:
-                self._init = int.from_bytes(self._socket.recv(4, socket.MSG_DONTWAIT), "little")
-            except OSError:  # not yet, or never
-                pass
+        if not self._init and self._ends.namespace:
+            self._listen()
         return self._init
+
+    @property
+    def loaded(self) -> int:
+        """Bytes that it holds for a function that it has loaded."""
+        if self._loading:
+            self._listen()
+        return self._loaded
+
+    def _listen(self) -> None:
+        while self._socket is not None:
+            try:
+                said = self._socket.recv(_SAID.size, socket.MSG_DONTWAIT)
+            except OSError:  # not yet, or never
+                return
+            if not said:
+                return
+            what, number = _SAID.unpack(said)
+            if what == _INIT:
+                self._init = number
+            else:
+                self._loaded, self._loading = number, False
 
     def ask(self, warm: bytes = b"") -> None:
         """Have the next call's process made; its number appears in the shared page.  It may take a while.
@@ -96,6 +119,10 @@ class CloneForker:
         if self._socket is None:
             self._start()
         assert self._socket is not None
+        if warm:
+            self._known.forget()
+            self._loading = True
+        self._known.write()
         try:
             if warm:
                 self._socket.send(WARM)
@@ -112,7 +139,19 @@ class CloneForker:
             _ = self.init  # while it can still be heard
             self._socket.close()
             self._socket = None
-        self.pid = 0
+        self.pid = self._loaded = 0
+        self._loading = False
+
+    def learn(self, peak: int) -> None:
+        """A call has ended well whose process held this many bytes at most: what it found out is for all to come."""
+        self._known.take(peak, self._writable)
+
+    def _writable(self) -> list[tuple[int, int]]:
+        try:
+            with open(f"/proc/{self.pid}/maps", "rb") as file:
+                return _writable(file.read())
+        except OSError:
+            return []
 
     def drop_init(self) -> None:
         """Forget the namespace: it has ended."""
@@ -120,6 +159,7 @@ class CloneForker:
 
     def _start(self) -> None:
         page.forget(self._ends.page)
+        self._known.forget()
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         pid = self._fork_self()
@@ -155,14 +195,19 @@ class _Own:
             data = b""
             while part := os.pread(self._maps, 1 << 16, len(data)):
                 data += part
-            found = [line.split(b" ", 2)[0].split(b"-") for line in data.splitlines() if b" rw-p " in line]
-            now = [(int(start, 16), int(end, 16)) for start, end in found]
+            now = _writable(data)
             if now == before:
                 return now if sum(end - start for start, end in now) < MOST_MEMORY else []
             before = now
 
     def resident(self) -> int:
         return int(os.pread(self._statm, 256, 0).split()[1]) * mmap.PAGESIZE
+
+
+def _writable(maps: bytes) -> list[tuple[int, int]]:
+    """The private, writable memory in what /proc says of a process's."""
+    found = [line.split(b" ", 2)[0].split(b"-") for line in maps.splitlines() if b" rw-p " in line]
+    return [(int(start, 16), int(end, 16)) for start, end in found]
 
 
 def _make_namespace(ends: Ends, asked: int) -> None:
@@ -185,7 +230,7 @@ def _make_namespace(ends: Ends, asked: int) -> None:
             signal.pause()
     while page.NUMBER.unpack_from(ends.page, page.PID_AT)[0] != -1:
         os.sched_yield()
-    os.write(asked, pid.to_bytes(4, "little"))
+    os.write(asked, _SAID.pack(_INIT, pid))
     page.NUMBER.pack_into(ends.page, page.PID_AT, 0)
 
 
@@ -194,6 +239,7 @@ def _fork_for_ever(ends: Ends, asked: int, own: _Own) -> NoReturn:
     buffer, warm, parent = bytearray(wire.DATAGRAM), None, 0 if ends.namespace else os.getppid()
     shared, channel, hooks, serve, reseed = ends.page, ends.channel, ends.hooks, call.serve, call.reseed
     native.give_references()
+    empty = own.resident()
     while True:
         reseed()  # in full, for what these generators hold besides their state
         spots = native.random_spots()
@@ -207,6 +253,7 @@ def _fork_for_ever(ends: Ends, asked: int, own: _Own) -> NoReturn:
             os._exit(0)  # the monitor is gone, or no process can be had
         shared[page.SAID_AT] = 0
         warm = _load(os.read(asked, 16384), ends, own)
+        os.write(asked, _SAID.pack(_LOADED, max(0, own.resident() - empty)))
     if spots is None:
         reseed()
     if hooks:
@@ -218,7 +265,7 @@ def _fork_for_ever(ends: Ends, asked: int, own: _Own) -> NoReturn:
 def _load(data: bytes, ends: Ends, own: _Own) -> call.Warm:
     """A function that calls have loaded well before, loaded once for all that follow.  It is never called here."""
     code, overlay = marshal.loads(data)
-    before, traits = own.resident(), own.traits()
+    traits = own.traits()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -237,15 +284,13 @@ def _load(data: bytes, ends: Ends, own: _Own) -> call.Warm:
     gc.collect()
     gc.disable()
     gc.freeze()
-    page.NUMBER.pack_into(ends.page, page.WARM_AT, max(0, own.resident() - before))
-    page.forget_loaded(ends.page)
     return code, function
 
 
 class PlainForker:
     """The monitor itself forks, with all of Python's handlers."""
 
-    pid = init = 0
+    pid = init = loaded = 0
 
     def __init__(self, ends: Ends) -> None:
         self._ends = ends
@@ -261,6 +306,9 @@ class PlainForker:
             path = native.Plain(shared, channel, buffer)
             call.serve(path.receive, path.measure, path.answer, channel, shared, buffer)
         page.NUMBER.pack_into(self._ends.page, page.PID_AT, pid)
+
+    def learn(self, peak: int) -> None:
+        pass
 
     def drop(self) -> None:
         pass

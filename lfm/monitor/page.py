@@ -1,21 +1,24 @@
 """The page that the processes of a slot share: who runs, and the figures of its call as the kernel gives them.
 
 Written by the call's own process (``native``), its forker and its monitor; ``native.S`` has the same places.  A call
-can write anything here: nobody is signalled, and nothing of another call decided, by what it says alone.
+can write anything here: nobody is signalled, and nothing of another call decided, by what it says alone.  What
+outlives a call the monitor keeps for itself (``Known``), and writes anew for each.
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Callable
 
 KB = 1024
 ID, NUMBER, TIME = struct.Struct("<Q"), struct.Struct("<q"), struct.Struct("<qq")
-RUSAGE = struct.Struct("<5q24xq")  # the first half of struct rusage: user and system time, peak memory (kB), faults
+RUSAGE = struct.Struct(
+    "<5q24xq"
+)  # the first half of struct rusage: user and system time, peak memory (kB), faults
 
 ID_AT = 0  # of the running call; 0: none began
 PID_AT = 56  # of the call's process, written by the kernel as it is made
-WARM_AT = 64  # bytes that the forker holds for a function that it has loaded
 SAID_AT = 80  # what the forker was told last
 TROUBLE_AT = 88  # what the kernel said against the call's directory and affinity; 0: nothing
 SIZE_AT = 96  # of the message with the work
@@ -30,9 +33,11 @@ PAGES_AT = 1024  # how many pages calls write to, and their addresses: they are 
 MOST_PAGES = 255  # so much of a call's memory may be taken for what all calls need
 END_AT = PAGES_AT + 8  # of what a new forker must not find
 FIGURES = slice(FILES_AT, 592)  # what goes with the answer
-_FIGURES = struct.Struct("<16x32xq24xq72x 32xq24xq72x 32xq104x 4q")  # FILES and what is not used of each left out
+_FIGURES = struct.Struct(
+    "<16x32xq24xq72x 32xq24xq72x 32xq104x 4q"
+)  # FILES and what is not used of each left out
 PAGES = struct.Struct(f"<{MOST_PAGES + 1}q")
-_FILES = struct.Struct("<2q")
+FILES = struct.Struct("<2q")
 FIGURES_SIZE = _FIGURES.size
 
 
@@ -48,10 +53,43 @@ def learned(shared: mmap.mmap, pages: list[int]) -> None:
     NUMBER.pack_into(shared, LEARN_AT, 2)
 
 
-def forget_loaded(shared: mmap.mmap) -> None:
-    """The forker has changed: what was found out about its children is to be found out anew."""
-    for at in (FILES_AT, LEARN_AT, PAGES_AT):
-        NUMBER.pack_into(shared, at, 0)
+class Known:
+    """What one forker's calls have found out about all that it makes: how much of files they have mapped, and which
+    pages they write to.  Each step is taken over once, from a call that ended well, if it can be true."""
+
+    def __init__(self, shared: mmap.mmap) -> None:
+        self._shared = shared
+        self.forget()
+
+    def forget(self) -> None:
+        """The forker has changed: it is to be found out anew."""
+        self.step, self._files, self._pages = 0, bytes(FILES.size), bytes(8)
+
+    def write(self) -> None:
+        """For the next call, over whatever the last one made of it."""
+        self._shared[LEARN_AT:BEFORE_AT] = NUMBER.pack(self.step) + self._files
+        self._shared[PAGES_AT : PAGES_AT + len(self._pages)] = self._pages
+
+    def take(self, peak: int, writable: Callable[[], list[tuple[int, int]]]) -> None:
+        """``peak``: bytes that the call's process held, as the kernel says; ``writable``: the memory that all of them
+        can write to."""
+        if self.step == 2 or NUMBER.unpack_from(self._shared, LEARN_AT)[0] != self.step + 1:
+            return
+        if self.step == 0:
+            files, grown = FILES.unpack_from(self._shared, FILES_AT)
+            if not (files > 0 and grown >= 0 and (files + grown) * KB <= peak):
+                return
+            self._files = self._shared[FILES_AT:BEFORE_AT]
+        else:
+            count, *pages = PAGES.unpack_from(self._shared, PAGES_AT)
+            if not 0 <= count <= MOST_PAGES or not _lie_in(pages[:count], writable() if count else []):
+                return
+            self._pages = self._shared[PAGES_AT : PAGES_AT + 8 * (count + 1)]
+        self.step += 1
+
+
+def _lie_in(pages: list[int], regions: list[tuple[int, int]]) -> bool:
+    return all(at % mmap.PAGESIZE == 0 and any(start <= at < end for start, end in regions) for at in pages)
 
 
 def forget_base(shared: mmap.mmap) -> None:
@@ -82,7 +120,7 @@ def read_figures(data: memoryview | bytes, files: int) -> tuple[float, int, int,
     """
     before, faults_before, after, faults, children, began, began_ns, ended, ended_ns = _FIGURES.unpack(data)
     if files < 0:
-        files = _FILES.unpack_from(data)[1]
+        files = FILES.unpack_from(data)[1]
     low = max(0, after - before - files) * KB  # pages of libraries that were only mapped are nobody's
     high = max(low, (faults - faults_before) * mmap.PAGESIZE)
     return ended - began + (ended_ns - began_ns) / 1e9, low, high, children * KB, before * KB

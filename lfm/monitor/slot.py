@@ -278,6 +278,8 @@ class Monitor:
         self.control.send(wire.report(self._report(id, over, flags, breach, base_cpu, base_rss)))
         self.last = id or self.last
         clean = not (breach or flags & wire.STRAY) and over.status == 0
+        if clean:
+            self.forker.learn(over.peak_rss)
         self._reset(clean)
         if self.warm and clean and not self.warming:
             self.warming = time.monotonic() + WARM_AT_MOST
@@ -315,7 +317,7 @@ class Monitor:
         return self.watch is not None and contain.oom_kills() > self.oom_kills  # a short life cannot have taken much
 
     def _loaded(self) -> int:
-        return int(page.NUMBER.unpack_from(self.page, page.WARM_AT)[0]) if self.forker.pid else 0
+        return self.forker.loaded
 
     def _memory(self) -> tuple[int, int, int]:
         """The peak: a lower and an upper bound, and how they were found."""

@@ -148,6 +148,30 @@ def test_who_writes_over_its_page_has_nobody_else_signalled(bench: Bench, words:
         bystander.wait()
 
 
+def _take_or_write(words: list[int], number: int, size: int) -> int:
+    page = sys._getframe(1).f_locals["shared"]
+    for at in words:
+        page[8 * at : 8 * at + 8] = number.to_bytes(8, "little")
+    return len(bytearray(size))
+
+
+_WHO_RUNS = [0, 7]  # words; who writes over these loses its slot, and what is wrong there with it
+
+
+@pytest.mark.parametrize(("number", "all"), [(0, True), (0, False), (2, False), (4096, False), (2**64 - 1, False)])
+def test_who_writes_over_its_page_spoils_no_call_after_it(bench: Bench, number: int, all: bool) -> None:
+    words = [at for at in range(512) if all or at not in _WHO_RUNS]
+    taken = 64 << 20
+    for writes in (True, False, True, True, False, False, True, False):
+        size = 0 if writes else taken
+        ended = bench.start(_take_or_write, words if writes else [], number, size)
+        assert bench.value(bench.end(ended)[0], ended) == size
+        usage = usage_of(bench.overs[ended])  # of one who wrote: whatever it is
+        if not writes:
+            assert usage and abs(usage.memory - taken) < 3 << 20 and usage.wall_s < 60 and usage.cpu_s < 60, usage
+    _well_once_it_left(bench)
+
+
 def _write_over_page_and_stay(number: int, file: str) -> None:
     sys._getframe(1).f_locals["shared"][:128] = number.to_bytes(8, "little") * 16
     Path(file).touch()
