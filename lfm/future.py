@@ -18,8 +18,10 @@ from lfm.protocol.ids import TaskId
 from lfm.protocol.messages import Finished, Started, Submit
 from lfm.protocol.outcomes import Attempt
 from lfm.protocol.resources import Resources, Usage
+from lfm.terminal import Waiters, terminal
 
 T = TypeVar("T")
+_OPEN = (PENDING, RUNNING)
 _WHY = {  # by the outcome of an attempt that was not the last
     "memory": "too_small", "disk": "too_small", "raised": "raised", "crashed": "raised", "environmentbroken": "environment",
 }  # fmt: skip
@@ -59,6 +61,10 @@ class Future(concurrent.futures.Future[T]):
     _lacked: tuple[str, ...] = ()  # these modules
     _kept = False  # the manager keeps what came of it until somebody has taken it
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiters = Waiters()
+
     # -- what concurrent.futures promises
 
     def cancel(self) -> bool:
@@ -76,7 +82,11 @@ class Future(concurrent.futures.Future[T]):
     def result(self, timeout: float | None = None) -> T:
         """The value, or raise what the call raised; TimeoutError after ``timeout`` seconds."""
         try:
-            value = super().result(timeout)
+            if self._state in _OPEN:
+                with terminal:
+                    value = super().result(timeout)
+            else:
+                value = super().result(timeout)
             return self._open() if type(value) is Sealed else value
         finally:
             if self._kept:
@@ -85,7 +95,11 @@ class Future(concurrent.futures.Future[T]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What ``result`` would raise, or None."""
-        error = super().exception(timeout)
+        if self._state in _OPEN:
+            with terminal:
+                error = super().exception(timeout)
+        else:
+            error = super().exception(timeout)
         if self._kept:
             self._take()
         if error is None and type(self._result) is Sealed:

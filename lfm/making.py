@@ -52,6 +52,10 @@ class Makings:
         if news.stage in ("ready", "failed") and (blob := self._offered.pop(news.key, None)) is not None:
             self._spool.release(blob)
 
+    def serves(self, digest: Digest) -> EnvironmentKey | None:
+        """The environment whose tarball the manager pulls."""
+        return next((key for key, blob in self._offered.copy().items() if blob.digest == digest), None)
+
     def close(self) -> None:
         """End what runs, with all its processes."""
         with self._lock:

@@ -158,6 +158,10 @@ class Outgoing:
         if packed.function != function:
             self._better[function] = self.described.get(packed.function) or self._describe(packed)
 
+    def declares(self, key: EnvironmentKey) -> bool:
+        """Whether calls from here run in it."""
+        return key in self._environments
+
     def plan(self, key: EnvironmentKey) -> bytes | None:
         """What an environment is to hold; None if it was not declared here."""
         declared = self._environments.get(key)

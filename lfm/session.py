@@ -45,6 +45,7 @@ from lfm.repair import Repair
 from lfm.run import ConnectionFile
 from lfm.spool import Spool
 from lfm.summary import wanted
+from lfm.terminal import terminal
 
 if TYPE_CHECKING:
     from lfm.embedded import Embedded
@@ -294,7 +295,8 @@ class Session:
             self._asleep = True  # whatever it is doing, it has to look
             self._wake()
         if wait and threading.current_thread() is not self._thread:
-            self._thread.join()
+            with terminal:
+                self._thread.join()
 
     def leave(self, timeout: float | None = None) -> None:
         """Go, once the manager has all that the calls need; they go on without us.
@@ -363,6 +365,8 @@ class Session:
     def _turn(self) -> None:
         """Hear, say, sleep until there is something to do."""
         for message in self._dialer.receive():
+            if type(message) is not m.EnvironmentProgress:
+                terminal.clear()  # what comes of it may write there
             self._hear(message)
         self._drain()
         self._dialer.flush()
@@ -380,7 +384,7 @@ class Session:
 
     def _patience(self) -> int:
         """Milliseconds until something is due."""
-        due = self._dialer.deadline()
+        due = min(self._dialer.deadline(), self._news.deadline())
         if self._release_at is not None:
             due = min(due, self._release_at)
         if self._embedded is not None:
@@ -398,6 +402,8 @@ class Session:
         """Time has passed: keep the link alive, and see whether there is still a manager."""
         if time.monotonic() >= self._dialer.deadline():
             self._dialer.tick()
+        if (now := time.monotonic()) >= self._news.deadline():
+            self._news.look(now)
         if self._embedded is not None:
             if self._ended_processes and (reason := self._embedded.failure()) is not None:
                 raise ConnectionFailed(reason)
@@ -473,6 +479,8 @@ class Session:
                 self._calls.started(message)
             case m.FetchBlob() | m.BlobChunk() | m.BlobMissing():
                 self._incoming.hear(message)
+                if isinstance(message, m.FetchBlob) and (key := self._makings.serves(message.digest)) is not None:
+                    self._news.sent(key, message.offset + message.length)
             case m.Capacity():
                 self.capacity = message
             case m.Yours():
@@ -480,7 +488,8 @@ class Session:
             case m.SessionTaken(host, pid):
                 raise ConnectionFailed(f"session {self._called!r} is now that of process {pid} on {host}; its futures are there")
             case m.EnvironmentProgress():
-                self._news.hear(message)
+                if self._outgoing.declares(message.key):
+                    self._news.hear(message)
                 self._makings.hear(message)
             case m.MakeEnvironment(key):
                 self._makings.make(key)
@@ -516,6 +525,7 @@ class Session:
 
     @staticmethod
     def _warn(text: str, kind: type[Warning]) -> Warning | None:
+        terminal.clear()
         try:
             warnings.warn_explicit(text, kind, "lfm", 0, module="lfm")  # no line of this thread tells the user anything
         except Warning as raised:
@@ -541,6 +551,7 @@ class Session:
 
     def _give_up(self, error: Callable[[], Exception]) -> None:
         """Nobody here hears of the calls any more."""
+        terminal.clear()
         while self._outbox:
             word = self._outbox.popleft()
             if isinstance(word, Future):
@@ -549,6 +560,7 @@ class Session:
         self._calls.fail_all(error)
 
     def _end(self) -> None:
+        terminal.clear()
         self._sum_up()
         self._incoming.close()
         self._makings.close()
