@@ -72,6 +72,7 @@ class Desk:
         for worker in self.core.workers.values():
             if worker.peer != peer and not worker.draining:
                 worker.draining = "not now"
+                self.core.crew.present.count(worker)
                 self.core.scheduler.gone(worker)
         task = self.submit(function)
         assert self.where(task) == peer
@@ -79,6 +80,7 @@ class Desk:
         for worker in self.core.workers.values():
             if worker.draining == "not now":
                 worker.draining = ""
+                self.core.crew.present.count(worker)
                 self.core.scheduler.room(worker)
         self.do(e.ClientSaid(CLIENT, m.Release((task,))))
         return out

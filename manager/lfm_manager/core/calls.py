@@ -263,14 +263,14 @@ class Calls:
         self, task: Task, worker: Worker, amount: Resources, gpus: tuple[str, ...], promise: int
     ) -> None:
         worker.take(task.id, amount, gpus, alone=task.alone, promise=promise)
-        task.session.millicores += millicores(amount.cores)
+        self._scheduler.turns.charge(task.session, millicores(amount.cores))
         task.category.in_flight += 1
         self.placed += 1
 
     def _let_go(self, task: Task, placed: Placed) -> Worker:
         worker = self._workers[placed.worker]
         worker.give_back(task.id, placed.allocation, placed.gpus)
-        task.session.millicores -= millicores(placed.allocation.cores)
+        self._scheduler.turns.charge(task.session, -millicores(placed.allocation.cores))
         task.category.in_flight -= 1
         self.placed -= 1
         self._scheduler.room(worker)
@@ -302,7 +302,7 @@ class Calls:
             return  # a limit that its user set; no worker raises it
         promise = self._sizes.promise(task, allocation.memory, allocation.memory)
         worker.regrant(task.id, placed.allocation, allocation, promise)
-        task.session.millicores += millicores(allocation.cores) - millicores(placed.allocation.cores)
+        self._scheduler.turns.charge(task.session, millicores(allocation.cores) - millicores(placed.allocation.cores))
         task.category.grown += 1
         task.become(replace(placed, allocation=allocation))
 

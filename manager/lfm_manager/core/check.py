@@ -6,12 +6,14 @@ from collections import Counter
 
 from lfm.protocol.ids import Digest, PeerId
 from lfm_manager.core.calls import result_blob
+from lfm_manager.core.census import Census
 from lfm_manager.core.functions import Away, Built, Coming, Unbuildable
 from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.payloads import inline_bytes, inline_size
 from lfm_manager.core.queues import queue_key
 from lfm_manager.core.sizes import blobs_of
 from lfm_manager.core.tasks import Adrift, Collecting, Done, Failed, Placed, Ready, Task, Waiting
+from lfm_manager.core.turns import share
 from lfm_manager.core.workers import millicores
 
 
@@ -46,7 +48,19 @@ def check(core: ManagerCore, now: float) -> None:
     _check_queues(core, queued, now)
     _check_blobs(core)
     _check_memory(core)
+    _check_totals(core)
     core.spread.check()
+
+
+def _check_totals(core: ManagerCore) -> None:
+    """What is kept up to date piece by piece is what all pieces come to."""
+    census = Census()
+    for worker in core.workers.values():
+        census.count(worker)
+    assert vars(census) == vars(core.crew.present)
+    sessions = core.clients.sessions.values()
+    times = [at for s in sessions for at in (s.expires, s.orphans_due) if at is not None]
+    assert core.clients.deadline() == min(times, default=None)
 
 
 def _check_workers(
@@ -78,6 +92,8 @@ def _check_queues(core: ManagerCore, queued: int, now: float) -> None:
     """Every ready call stands in its queue, and nothing that fits somewhere is left waiting."""
     scheduler = core.scheduler
     assert queued == sum(len(q.tasks) for q in scheduler.queues.values())
+    waiting = {queue.session.key: queue.session for queue in scheduler.queues.values()}
+    assert list(scheduler.turns) == sorted(waiting.values(), key=share)
     for key, queue in scheduler.queues.items():
         assert queue.tasks and queue.key == key
         demand = scheduler.demand(queue)

@@ -6,6 +6,7 @@ Owns the sessions.  A session outlives its connection: it ends when its client s
 from __future__ import annotations
 
 import itertools
+from heapq import heappop, heappush
 from typing import assert_never
 
 from lfm.protocol import messages as m
@@ -29,6 +30,7 @@ class Clients:
     ) -> None:
         self.sessions: dict[str, Session] = {}
         self.peers: dict[PeerId, Session] = {}
+        self._due: list[tuple[float, str]] = []  # a heap: when to look after which session; some of that is out of date
         self._policy, self._calls, self._blobs = policy, calls, blobs
         self._environments, self._out = environments, out
 
@@ -44,7 +46,7 @@ class Clients:
         if before is not None:
             session.former = f" (process {before.pid} on {before.host})"
         if session.has_calls_of_others():
-            session.orphans_due = now + self._policy.orphans
+            self._watch_orphans(session, now)
         self._out.append(SaveSession(session.key, hello))
         self._out.append(TellClient(peer, capacity))
         for task_id in session.tasks:
@@ -101,9 +103,18 @@ class Clients:
             grace = self._policy.retention
         else:
             grace = 0.0 if sure else self._policy.client_grace
-        session.expires = now + grace
+        self.expect(session, now + grace)
         if not grace:
             self.end(session, now)
+
+    def expect(self, session: Session, until: float) -> None:
+        """It is over then, unless its client comes back."""
+        session.expires = until
+        heappush(self._due, (until, session.key))
+
+    def _watch_orphans(self, session: Session, now: float) -> None:
+        session.orphans_due = now + self._policy.orphans
+        heappush(self._due, (session.orphans_due, session.key))
 
     def end(self, session: Session, now: float) -> None:
         """The session is over: nobody waits for its calls."""
@@ -122,10 +133,17 @@ class Clients:
         self._out.append(ForgetSession(session.key))
 
     def expire(self, now: float) -> None:
-        for session in [s for s in self.sessions.values() if s.expires is not None and s.expires <= now]:
-            self.end(session, now)
-        for session in [s for s in self.sessions.values() if s.orphans_due is not None and s.orphans_due <= now]:
-            self._give_up_orphans(session, now)
+        due = []
+        while self._due and self._due[0][0] <= now:
+            due.append(heappop(self._due)[1])
+        for key in due:
+            session = self.sessions.get(key)
+            if session is None:
+                continue
+            if session.expires is not None and session.expires <= now:
+                self.end(session, now)
+            elif session.orphans_due is not None and session.orphans_due <= now:
+                self._give_up_orphans(session, now)
 
     def _give_up_orphans(self, session: Session, now: float) -> None:
         """What only a client had that another one has followed: who follows has been told of it for a while.
@@ -137,7 +155,9 @@ class Clients:
             if what := self.lacks(task):
                 text = f"{what} was with the client that submitted it{session.former}, which is gone; submit it again"
                 self._calls.give_up(task, Impossible("lost", text), now)
-        session.orphans_due = now + self._policy.orphans if session.has_calls_of_others() else None
+        session.orphans_due = None
+        if session.has_calls_of_others():
+            self._watch_orphans(session, now)
 
     def lacks(self, task: Task) -> str:
         """For people: what a call waits for that nobody who is here can give; "" if there is no such thing."""
@@ -156,8 +176,13 @@ class Clients:
                 return ""
 
     def deadline(self) -> float | None:
-        times = [s.expires for s in self.sessions.values() if s.expires is not None]
-        return min([*times, *(s.orphans_due for s in self.sessions.values() if s.orphans_due is not None)], default=None)
+        while self._due and not self._is_true(*self._due[0]):
+            heappop(self._due)
+        return self._due[0][0] if self._due else None
+
+    def _is_true(self, at: float, key: str) -> bool:
+        session = self.sessions.get(key)
+        return session is not None and at in (session.expires, session.orphans_due)
 
     # ------------------------------------------------------------ what they say
 
@@ -306,7 +331,7 @@ class Clients:
     def _detach(self, session: Session, now: float) -> None:
         """Its calls go on without it; a session without a name is found again by its own."""
         self._part(session, now)
-        session.expires = now + self._policy.retention
+        self.expect(session, now + self._policy.retention)
 
     def tell_all(self, message: m.Capacity | m.EnvironmentProgress | m.Notice) -> None:
         self._out.extend(TellClient(peer, message) for peer in self.peers)

@@ -16,6 +16,7 @@ from lfm.protocol.resources import format_duration
 from lfm_manager.core import events as e
 from lfm_manager.core.blobs import Blobs
 from lfm_manager.core.calls import Calls, result_blob
+from lfm_manager.core.census import Census
 from lfm_manager.core.commands import Command, TellWorker
 from lfm_manager.core.conduct import Conduct
 from lfm_manager.core.environments import Environments
@@ -35,6 +36,7 @@ class Crew:
         blobs: Blobs, spread: Spread, environments: Environments, out: list[Command],
     ) -> None:
         self.workers = workers
+        self.present = Census()
         self.adrift: dict[str, dict[str, Task]] = {}  # by worker session: calls that it may come back with
         self.recovery_ends: float | None = None
         self.changed = False  # what the workers offer together, since it was last looked at
@@ -60,7 +62,7 @@ class Crew:
         for task in self.adrift.pop(hello.session, {}).values():
             if isinstance(task.state, Adrift):
                 self._calls.drifted(task, now)
-        self._count()
+        self._count(worker)
         self._scheduler.room(worker)
 
     def _meet_again(self, worker: Worker, running: m.Running, now: float) -> None:
@@ -92,7 +94,8 @@ class Crew:
         for digest in list(worker.coming):
             self._environments.came(digest, worker, self.workers)
         self._scheduler.gone(worker)
-        self._count()
+        self.present.leave(worker.peer)
+        self._counted()
 
     def drain(self, worker: Worker, reason: str, tell: bool) -> None:
         """It takes no more."""
@@ -103,18 +106,17 @@ class Crew:
             worker.draining = reason
         if present:
             self._scheduler.gone(worker)
-            self._count()
+            self._count(worker)
 
     def _set_aside(self, worker: Worker, why: str, now: float) -> None:
         """It takes no more for a while."""
         if worker.draining:
             return
-        self.drain(worker, "", tell=False)
         pause = self._conduct.pause(worker.record, now)
         worker.draining = f"{ASIDE} for {format_duration(pause)}: {why}"
         heappush(self._due, now + pause)
         self._scheduler.gone(worker)
-        self._count()
+        self._count(worker)
         self.alerts.append(f"worker {worker.name} is {worker.draining}")
 
     def tick(self, now: float) -> None:
@@ -132,7 +134,7 @@ class Crew:
         for worker in list(self.workers.values()):
             if (until := worker.record.until) is not None and until <= now:
                 worker.draining, worker.record.until = "", None
-                self._count()
+                self._count(worker)
                 self._scheduler.room(worker)
             for digest in [d for d, at in worker.again.items() if at <= now]:
                 del worker.again[digest], worker.unusable[digest]
@@ -155,10 +157,19 @@ class Crew:
             for task, state in stuck:
                 self._calls.take_back(task, state, f"{worker.name} did not begin it", now)
 
-    def _count(self) -> None:
+    def _count(self, worker: Worker) -> None:
+        self.present.count(worker)
+        self._counted()
+
+    def _counted(self) -> None:
         self.changed = True
-        if self._sizes.workers_are(self.workers.values()):
+        if self._sizes.workers_are(self.present):
             self._scheduler.resized()
+
+    def capacity(self) -> m.Capacity:
+        """What the workers offer together."""
+        present = self.present
+        return m.Capacity(present.workers, present.millicores / 1000, present.memory, present.slots)
 
     def recover(self, now: float) -> None:
         """Workers have had their time to come back."""
@@ -208,7 +219,7 @@ class Crew:
                 worker.offer(offer, now)
                 if draining:
                     self.drain(worker, "it says so", tell=False)
-                self._count()
+                self._count(worker)
                 self._scheduler.room(worker)
             case m.SeekBlob(digest, size):
                 self._spread.seek(worker.peer, digest, size, now)

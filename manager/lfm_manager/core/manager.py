@@ -68,7 +68,7 @@ class ManagerCore:
                 if (session := self.clients.peers.get(peer)) is not None:
                     self.clients.said(session, event, now)
             case e.ClientJoined(peer, hello):
-                self.clients.join(peer, hello, self.capacity(), now)
+                self.clients.join(peer, hello, self.crew.capacity(), now)
             case e.WorkerJoined(peer, hello):
                 self.crew.join(peer, hello, now)
             case e.PeerLost():
@@ -95,6 +95,7 @@ class ManagerCore:
                 known = self.calls.category(category)
                 self.sizes.succeeded(known, input_bytes, usage)
                 known.learned(input_bytes, usage.wall_s)
+                self.scheduler.learned(known.queues)
             case e.Ticked():
                 self.clients.expire(now)
                 self.crew.recover(now)
@@ -179,7 +180,7 @@ class ManagerCore:
                 self._warn(queue, now)
         if self.crew.changed:
             self.crew.changed = False
-            self.clients.tell_all(self.capacity())
+            self.clients.tell_all(self.crew.capacity())
         while self.crew.alerts:
             self.clients.tell_all(m.Notice("warning", self.crew.alerts.pop(0)))
 
@@ -240,14 +241,6 @@ class ManagerCore:
         best = max(workers, key=lambda w: (w.memory, w.millicores, -w.peer))
         has = _amounts(best.millicores, best.memory, best.disk, len(best.devices))
         return f"the largest worker, {best.name}, has {', '.join(text for _, text in has)}"
-
-    def capacity(self) -> m.Capacity:
-        """What the workers offer together."""
-        present = [w for w in self.workers.values() if not w.draining]
-        cores = sum(w.millicores for w in present)
-        return m.Capacity(
-            len(present), cores / 1000, sum(w.memory for w in present), sum(max(1, w.millicores // 1000) for w in present)
-        )
 
 
 _FIELD = {"cores": "millicores", "memory": "memory", "disk": "disk"}

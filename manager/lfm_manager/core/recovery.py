@@ -25,7 +25,7 @@ def recover(
     crew.recovery_ends = now + policy.recovery
     for saved in event.sessions:
         session = clients.open(saved.key, saved.hello, None, now)
-        session.expires = now + (policy.retention if saved.hello.name else policy.client_grace)
+        clients.expect(session, now + (policy.retention if saved.hello.name else policy.client_grace))
         for record in saved.tasks:
             task = calls.restore(session, record, crew.recovery_ends, now)
             if task is not None and isinstance(task.state, Adrift):

@@ -17,12 +17,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lfm.protocol.ids import Digest, PeerId
 from lfm_manager.core.policy import Policy
 from lfm_manager.core.queues import Queue, QueueKey, Rank, queue_key
-from lfm_manager.core.sessions import Session
 from lfm_manager.core.tasks import Task
+from lfm_manager.core.turns import Turns, share
 from lfm_manager.core.workers import Demand, Worker
 
 
@@ -55,11 +56,12 @@ class Scheduler:
         self.reserved: tuple[Queue, Worker] | None = None
         self.impossible: list[Queue] = []  # whose head is larger than any worker; for whoever warns
         self._by_session: dict[str, dict[QueueKey, Queue]] = {}
-        self._sessions: dict[str, Session] = {}
+        self.turns = Turns()
         self._ordered: dict[str, list[Queue]] = {}  # per session; absent when it has to be sorted anew
         self._woken: dict[QueueKey, Queue] = {}
         self._freed: dict[PeerId, Worker] = {}
         self._roomy: dict[PeerId, Worker] = {}
+        self._least = Least(0, 0, 0)  # no head needs less of any of these
         self._waiting: list[tuple[float, int, QueueKey]] = []  # heap of when a blocked head may starve
         self._numbers = 0
 
@@ -82,7 +84,7 @@ class Scheduler:
         queue = Queue(key, self._numbers, task.session, task.category, task.function.environment)
         self.queues[key] = queue
         self._by_session.setdefault(key.session, {})[key] = queue
-        self._sessions[key.session] = task.session
+        self.turns.enter(task.session)
         task.category.queues[key] = queue
         self._ordered.pop(key.session, None)
         return queue
@@ -109,7 +111,8 @@ class Scheduler:
         mine = self._by_session[key.session]
         del mine[key]
         if not mine:
-            del self._by_session[key.session], self._sessions[key.session]
+            del self._by_session[key.session]
+            self.turns.leave(queue.session)
             self._tops.pop(key.session, None)
         self._ordered.pop(key.session, None)
         self._woken.pop(key, None)
@@ -119,10 +122,12 @@ class Scheduler:
     def _wake(self, queue: Queue) -> None:
         queue.blocked = None
         self._woken[queue.key] = queue
+        self.demand(queue)
 
     def _look_at_head(self, queue: Queue) -> None:
         """Its head changed: it is blocked still if that needs no less than what fitted nowhere."""
-        if queue.blocked is not None and not _covers(self.demand(queue), queue.blocked):
+        demand = self.demand(queue)
+        if queue.blocked is not None and not _covers(demand, queue.blocked):
             self._wake(queue)
 
     # ------------------------------------------------------------ workers change
@@ -165,7 +170,10 @@ class Scheduler:
     def demand(self, queue: Queue) -> Demand:
         """What its head needs."""
         known = queue.remembered(self.epoch)
-        return known if known is not None else queue.remember(self._demand_of(queue.head), self.epoch)
+        if known is None:
+            known = queue.remember(self._demand_of(queue.head), self.epoch)
+            self._least = self._least.and_of(known)
+        return known
 
     def has_news(self, now: float) -> bool:
         """Whether there is anything to look at."""
@@ -188,18 +196,21 @@ class Scheduler:
     def _fill(self, worker: Worker, now: float) -> Iterator[Placement]:
         """Give a worker's room to the queues, the first in order that fits."""
         for held in (False, True):
-            while worker.free_millicores > 0 and (queue := self._first(worker, now, held)) is not None:
+            while self._least.fits(worker) and (queue := self._first(worker, now, held)) is not None:
                 yield self._take(queue, worker)
 
     def _first(self, worker: Worker, now: float, held: bool) -> Queue | None:
         if self.reserved is not None and self.reserved[1] is worker:
             queue = self.reserved[0]
             return queue if worker.fits(self.demand(queue), now) else None
-        sessions = self._sessions.values()
-        for session in sessions if len(sessions) < 2 else sorted(sessions, key=_share):
+        least = NOTHING
+        for session in self.turns:
             for queue in self._order(session.key):
-                if (held or not self._is_held(queue)) and worker.fits(self.demand(queue), now):
+                demand = self.demand(queue)
+                least = least.and_of(demand)
+                if self._is_held(queue) is held and worker.fits(demand, now):
                     return queue
+        self._least = least  # of all heads, as they are now
         return None
 
     def _short(self, worker: Worker, now: float) -> Queue | None:
@@ -210,7 +221,7 @@ class Scheduler:
         free, most = worker.free_millicores, worker.millicores
         if self.reserved is not None or free >= most or free <= -self._policy.ahead * most:
             return None
-        for session in sorted(self._sessions.values(), key=_share):
+        for session in self.turns:
             for queue in self._order(session.key):
                 if worker.could(self.demand(queue), now):
                     mean = queue.category.mean_wall
@@ -229,7 +240,7 @@ class Scheduler:
 
     def _spread(self, now: float, held: bool) -> Iterator[Placement]:
         """Give the woken queues' heads to the workers with room, until they fit nowhere."""
-        for queue in sorted(self._woken.values(), key=lambda q: (_share(q.session), q.rank())):
+        for queue in sorted(self._woken.values(), key=lambda q: (share(q.session), q.rank())):
             while self._woken.get(queue.key) is queue and (held or not self._is_held(queue)):
                 worker = self._best(self.demand(queue), queue, now) if self.workers else None
                 if worker is None:
@@ -338,6 +349,32 @@ class Scheduler:
         self.room(worker)
 
 
+class Least(NamedTuple):
+    """What some calls need, each at least.  A worker with less is not offered to any: nobody looks at all of them."""
+
+    millicores: float
+    memory: float
+    promise: float
+
+    def and_of(self, demand: Demand) -> Least:
+        """Of these and of one more."""
+        millicores, memory, promise = self
+        if demand.millicores >= millicores and demand.memory >= memory and demand.promise >= promise:
+            return self
+        return Least(min(demand.millicores, millicores), min(demand.memory, memory), min(demand.promise, promise))
+
+    def fits(self, worker: Worker) -> bool:
+        """False: none of the calls does."""
+        return (
+            0 < worker.free_millicores >= self.millicores
+            and worker.free_memory >= self.memory
+            and (worker.memory - worker.promised >= self.promise or not worker.running)
+        )
+
+
+NOTHING = Least(math.inf, math.inf, math.inf)
+
+
 class _Tops:
     """The worst rank that was placed since any moment, in little space: ranks only fall along the stack."""
 
@@ -355,10 +392,6 @@ class _Tops:
         """The worst rank of those placed after the first ``count``; the best there is if there are none."""
         at = bisect_right(self._stack, count, key=lambda entry: entry[0])
         return self._stack[at][1] if at < len(self._stack) else BEST
-
-
-def _share(session: Session) -> tuple[int, str]:
-    return (session.millicores, session.key)
 
 
 def _covers(demand: Demand, other: Demand) -> bool:

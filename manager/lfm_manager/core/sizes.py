@@ -6,39 +6,28 @@ Knows the workers only as numbers: the largest amounts, and what one core's shar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from lfm.protocol.ids import Digest
 from lfm.protocol.messages import Submit
 from lfm.protocol.outcomes import Blob, Exhausted, Inline, Payload
 from lfm.protocol.resources import Expected, Request, Resources, Usage
 from lfm_manager.core.categories import Category
+from lfm_manager.core.census import Census, Largest
 from lfm_manager.core.strategies import Heard, Strategies
 from lfm_manager.core.tasks import Task
-from lfm_manager.core.workers import Demand, Worker, millicores
+from lfm_manager.core.workers import Demand, millicores
 from lfm_manager.sizing.sizer import Sizer
 
 LEAST = 64 << 20  # bytes: what an interpreter may need at any moment; nothing learned goes below it
 NEARLY = 0.9  # of a limit that was raised or met: what the call has taken at least
 AHEAD = 3  # one part in so many of the growth that is expected is kept free: calls grow at different times
 UNKNOWN = 10  # ... and of what is held, where nothing is known
-ALIKE = 0.9  # of the largest worker's memory: such are large as well
 GRAIN = 1 << 20  # allocations are whole MiB
 ABSURD = 1 << 60  # a measurement above this is none
 TELLING_S = 1.0  # a call has to last so long for its share of a core to say anything
 BUSY = 0.25  # of a core more than it was given: a call that uses that needs another one
 NOTHING = Expected()
-
-
-@dataclass(frozen=True, slots=True)
-class Largest:
-    """The most that any one worker offers, resource by resource."""
-
-    millicores: int = 0
-    memory: int = 0
-    disk: int = 0
-    gpus: int = 0
 
 
 class Sizes:
@@ -50,23 +39,15 @@ class Sizes:
         self._share = {"memory": 0.0, "disk": 0.0}  # bytes that one core claims
         self._whole = {"memory": 0, "disk": 0}  # bytes that every worker has, or every large one
 
-    def workers_are(self, workers: Iterable[Worker]) -> bool:
+    def workers_are(self, present: Census) -> bool:
         """Take note of who there is; whether allocations may have changed."""
-        present = [w for w in workers if not w.draining]
-        cores = sum(w.millicores for w in present) / 1000 or 1.0
-        memory = sum(w.memory for w in present) / cores
+        memory = present.memory / (present.millicores / 1000 or 1.0)
         # a disk limit does not grow in place, and free space differs a little everywhere: what any worker can give
-        disk = min((w.disk * 1000 / w.millicores for w in present if w.millicores), default=0.0)
+        disk = present.least_disk_per_core()
         # with what is kept free for growth, as many shares fit on a worker as it has cores
         share = {"memory": memory * UNKNOWN / (UNKNOWN + 1), "disk": disk}
-        largest = Largest(
-            max((w.millicores for w in present), default=0), max((w.memory for w in present), default=0),
-            max((w.disk for w in present), default=0), max((len(w.devices) for w in present), default=0),
-        )
-        whole = {
-            "memory": min((w.memory for w in present if w.memory >= ALIKE * largest.memory), default=0),
-            "disk": min((w.disk for w in present if w.disk), default=0),
-        }
+        largest = present.largest()
+        whole = {"memory": present.least_large_memory(), "disk": present.least_disk()}
         changed = (largest, share, whole) != (self.largest, self._share, self._whole)
         self.largest, self._share, self._whole = largest, share, whole
         return changed
