@@ -6,6 +6,7 @@ that is there is whole.  Knows nothing of who asks or why.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable
@@ -19,6 +20,14 @@ from lfm.protocol.messages import CHUNK, BlobChunk, FetchBlob
 from lfm.protocol.outcomes import INLINE_LIMIT, Blob, Inline, Payload
 
 CREDITS = 8  # ranges asked for and not yet come: 8 MiB on the way
+
+
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def passes(error: BaseException) -> bool:
+    """Whether it is a want of disk, descriptors or memory, which others may give back."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in PASSING)
 
 
 class BadBlob(LfmError):
@@ -137,7 +146,9 @@ class Fetch:
             raise BadBlob(f"blob {self.digest[:12]} came in the wrong shape")
         if self.done or chunk.offset in self._come:
             return self.done
-        os.pwrite(self._draft.fileno(), chunk.data, chunk.offset)
+        at = 0
+        while at < due:  # a disk that is just getting full takes a part, and says why not the rest
+            at += os.pwrite(self._draft.fileno(), memoryview(chunk.data)[at:], chunk.offset + at)
         self._come.add(chunk.offset)
         if chunk.offset == self._hashed:
             self._hash.update(chunk.data)

@@ -103,7 +103,7 @@ class Session:
         self._run_name = "" if embedded else self._dialer.connect(CONNECT_TIMEOUT).run
         self.spool = Spool(embedded.directory if embedded else None, blobs)
         self._outgoing = Outgoing(self.spool, self._rouse)
-        self._incoming = Incoming(self.spool, self._dialer.send)
+        self._incoming = Incoming(self.spool, self._dialer.send, lambda text: self._warn(text, UserWarning))
         self._news = EnvironmentNews()
         self._makings = Makings(self._outgoing.plan, self.spool, self._post)
         self._numbers = itertools.count(1)
@@ -384,7 +384,7 @@ class Session:
 
     def _patience(self) -> int:
         """Milliseconds until something is due."""
-        due = min(self._dialer.deadline(), self._news.deadline())
+        due = min(self._dialer.deadline(), self._news.deadline(), self._incoming.deadline())
         if self._release_at is not None:
             due = min(due, self._release_at)
         if self._embedded is not None:
@@ -404,6 +404,8 @@ class Session:
             self._dialer.tick()
         if (now := time.monotonic()) >= self._news.deadline():
             self._news.look(now)
+        if now >= self._incoming.deadline():
+            self._incoming.retry()
         if self._embedded is not None:
             if self._ended_processes and (reason := self._embedded.failure()) is not None:
                 raise ConnectionFailed(reason)

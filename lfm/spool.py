@@ -49,9 +49,10 @@ class Spool:
             return self._store
 
     def _make(self) -> Path:
-        root = Path(tempfile.gettempdir())
-        sweep(root)
-        self._own = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+        if self._own is None:
+            root = Path(tempfile.gettempdir())
+            sweep(root)
+            self._own = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
         self._lock_file = os.open(self._own / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock_file, fcntl.LOCK_EX)
         return self._own / "blobs"

@@ -20,6 +20,8 @@ from lfm.connection.tuning import (
     WELCOME,
     WHO,
     event_of,
+    need_descriptors,
+    new_context,
     readable,
     tune,
 )
@@ -47,7 +49,7 @@ class Dialer:
     ) -> None:
         self._file: Callable[[], ConnectionFile] = file if callable(file) else lambda: file
         self._hello = hello
-        self._context = context or zmq.Context()
+        self._context = context or new_context()
         self._own_context = context is None
         self._link = Link()
         self._epoch = ""
@@ -260,8 +262,9 @@ class Dialer:
         self._heard = self._sent = time.monotonic()
         try:
             file = self._file()
+            need_descriptors()
         except ConnectionFailed:
-            if self._epoch:  # the manager may be on its way back, with a new file
+            if self._epoch:  # the manager may be on its way back, with a new file; or others let go of descriptors
                 self._redial_at = self._heard + 2.0
                 return
             raise

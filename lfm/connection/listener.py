@@ -21,6 +21,7 @@ from lfm.connection.tuning import (
     GONE_LEASE,
     HELLO,
     LEASE,
+    OUTLIVES,
     PARTING,
     PING_EVERY,
     QUEUED,
@@ -31,6 +32,7 @@ from lfm.connection.tuning import (
     WELCOME,
     WHO,
     event_of,
+    new_context,
     readable,
     tune,
 )
@@ -104,12 +106,12 @@ class Listener:
         self._run, self._lease, self._later = run, lease, later
         self._gone_lease = min(GONE_LEASE, lease)
         self._ping_every = min(PING_EVERY, lease / 4)  # a peer that lives is heard of in time
-        self._context = context or zmq.Context()
+        self._context = context or new_context()
         self._own_context = context is None
         self._zap = self._context.socket(zmq.REP)
         self._zap.bind("inproc://zeromq.zap.01")
         self._router = self._context.socket(zmq.ROUTER)
-        tune(self._router)
+        tune(self._router, lease + OUTLIVES, lease + OUTLIVES)
         self._router.setsockopt(zmq.SNDHWM, QUEUED)
         self._router.setsockopt(zmq.RCVHWM, QUEUED)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)

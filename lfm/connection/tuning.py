@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import zmq
+
+from lfm.errors import ConnectionFailed
 
 HELLO, WELCOME, REFUSED, WHO, BYE = b"H", b"W", b"R", b"?", b"B"
 PING_EVERY = 10.0  # of silence after which a peer is asked for a sign of life
@@ -17,20 +20,41 @@ SUSPICION = 2.0  # after a connection closed in which every peer is tried: ZeroM
 RESEND_AFTER = 2.0  # without news of what was sent, after which the peer is asked
 PARTING = 500  # ms that what was said last, as why a session is refused, may take to leave
 SESSIONS = 50_000  # at most; whoever comes then is refused
-UNHEARD = 6_000  # ms without the other kernel's word, after which a connection is made anew: TCP tries ever more seldom, a dialer does not
+UNHEARD, SILENT = 6.0, 20.0  # without the other kernel's word, or the other process's, after which a connection is made anew: TCP tries ever more seldom, a dialer does not
+OUTLIVES = 30.0  # by which a listener's connections outlive the lease: that one was closed must come from the other side, where a process ended
 QUEUED = 16_384  # packets of one connection that wait at the manager, in or out: more than any link sends unconfirmed
+DESCRIPTORS = 24  # that must be free before ZeroMQ opens some
 MAX_FRAME = 16 << 20  # bytes; larger ones are refused by the transport
 
 
-def tune(socket: zmq.Socket[bytes]) -> None:
+def tune(socket: zmq.Socket[bytes], unheard: float = UNHEARD, silent: float = SILENT) -> None:
     """What both ends set before they bind or connect."""
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, 0)  # the link's window bounds what is on its way
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
-    socket.setsockopt(zmq.TCP_MAXRT, UNHEARD)
+    socket.setsockopt(zmq.TCP_MAXRT, int(unheard * 1000))
     socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(silent * 1000))
+
+
+def need_descriptors() -> None:
+    """ConnectionFailed if so few are left that ZeroMQ, where it cannot open one, may end this process."""
+    held: list[int] = []
+    try:
+        for _ in range(DESCRIPTORS):
+            held.append(os.eventfd(0))
+    except OSError as error:
+        raise ConnectionFailed(f"cannot open a connection: {error.strerror}; how many this process may have: ulimit -n") from None
+    finally:
+        for one in held:
+            os.close(one)
+
+
+def new_context() -> zmq.Context[zmq.Socket[bytes]]:
+    """With its threads to come.  ConnectionFailed if there are no descriptors for them."""
+    need_descriptors()
+    return zmq.Context()
 
 
 def readable(socket: zmq.Socket[bytes]) -> bool:

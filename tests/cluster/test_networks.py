@@ -29,6 +29,7 @@ CUTS = [3.0, 10.0, 30.0] if FULL else [3.0]
 PATIENCE = 240.0  # seconds for what must happen, on whatever machine
 MANAGER, WORKER, OUTSIDE, NOBODY = "10.77.0.1", "10.77.0.2", "10.77.0.3", "10.77.0.99"
 RELAY = Path(__file__).parent / "relay.py"
+at_length = pytest.mark.skipif(not FULL, reason="takes minutes: make networks")
 pytestmark = [pytest.mark.networks, pytest.mark.timeout(1200)]
 
 # Submits a call for each line, "TAG SECONDS", and writes "TAG VALUE TIME WORKER" when it is over.
@@ -135,10 +136,11 @@ class Net:
     def lfm(self, place: Place, *arguments: str) -> subprocess.Popen[bytes]:
         return place.start(sys.executable, "-P", "-m", "lfm", *arguments, log=self.log, environ=self.environ)
 
-    def worker(self, place: Place, name: str) -> subprocess.Popen[bytes]:
-        return self.lfm(
-            place, "worker", "start", "--run", str(self.run), "--stdin-eof", "--cores", "1", "--memory", "500MB", "--name", name
-        )
+    def worker(self, place: Place, name: str, *by: str) -> subprocess.Popen[bytes]:
+        return place.start(
+            *by, sys.executable, "-P", "-m", "lfm", "worker", "start", "--run", str(self.run), "--stdin-eof", "--cores", "1",
+            "--memory", "500MB", "--name", name, log=self.log, environ=self.environ,
+        )  # fmt: skip
 
     def say(self, command: str) -> None:
         """To the network."""
@@ -253,6 +255,40 @@ def test_a_worker_that_is_cut_off_for_its_lease_is_lost_and_its_calls_run_elsewh
     net.near.stop(near)
     net.wait(lambda: net.workers().keys() == {"far"}, "the other one to go")
     net.wait_for(net.submit(0.0, 4))
+
+
+@at_length
+def test_what_comes_after_the_lease_is_taken_if_nobody_has_finished_it(net: Net) -> None:
+    (tag,) = net.submit(70.0)
+    net.wait(lambda: net.workers().get("far") == "busy", "the call to be there")
+    net.say("cut both")
+    began = time.monotonic()
+    net.wait(lambda: "far" not in net.workers(), "it to be given up")
+    noticed = time.monotonic() - began
+    time.sleep(max(0.0, began + 1.5 * LEASE - time.monotonic()))
+    net.say("cut none")
+    healed = time.monotonic()
+    net.wait_for([tag])
+    late = net.answers[tag][0] - healed
+    print(f"\ncut of {1.5 * LEASE:g} s: given up after {noticed:.1f} s, its late result taken {late:.2f} s after it healed")
+    assert noticed > 0.9 * LEASE and late < 30.0, "it was run again"
+
+
+@at_length
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_worker_that_is_killed(net: Net, elsewhere: bool) -> None:
+    """At once where its process can be seen; on another node its kernel says goodbye for it."""
+    place = net.far if elsewhere else net.near
+    other = ("unshare", "--uts", "sh", "-c", 'hostname elsewhere; exec "$@"', "sh") if elsewhere else ()
+    process = net.worker(place, "mortal", *other)
+    net.wait(lambda: "mortal" in net.workers(), "it to come")
+    running = net.submit(5.0, 8)  # four on each
+    net.wait(lambda: net.workers().get("mortal") == "busy", "the calls to be there")
+    process.kill()
+    began = time.monotonic()
+    net.wait(lambda: "mortal" not in net.workers(), "it to be given up")
+    print(f"\nkilled {'on another node' if elsewhere else 'on this machine'}: given up after {time.monotonic() - began:.1f} s")
+    net.wait_for(running)
 
 
 def test_behind_a_translator_of_addresses(net: Net) -> None:

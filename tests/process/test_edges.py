@@ -6,11 +6,14 @@ Each on a small file system or under a lowered limit of the test's own: who may 
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import signal
 import socket
 import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -157,19 +160,25 @@ def test_without_descriptors_nobody_new_is_let_in_and_who_is_there_goes_on(clust
     assert cluster.stop() == 0 and "Traceback" not in (cluster.directory / "said").read_text()
 
 
-def test_a_worker_without_descriptors_hands_back_and_serves_again_when_it_has_some() -> None:
+@pytest.mark.filterwarnings("ignore::UserWarning")  # they say what is short
+@pytest.mark.parametrize("more", [None, 2, 3])
+def test_a_worker_without_descriptors_hands_back_and_serves_again_when_it_has_some(tmp_path: Path, more: int | None) -> None:
+    """``more``: of those that has nothing yet, so many descriptors; None: it has run something before."""
+
     def slow(x: int) -> int:
         import time
 
         time.sleep(0.2)
         return x
 
-    with LocalCluster(1) as own, own.executor() as executor:
+    with LocalCluster(1, environ={"LFM_SCRATCH": str(tmp_path)}) as own, own.executor() as executor:
         lame, small = own.workers[0], executor.options(memory="50MB", cores=0.2)
-        assert small.submit(abs, -1).result(120) == 1
+        if more is None:
+            assert small.submit(abs, -1).result(120) == 1
+        wait_until(lambda: re.search("worker .* joined", own.log), "the worker")
         before = resource.prlimit(lame.pid, resource.RLIMIT_NOFILE)
         used = len(list(Path(f"/proc/{lame.pid}/fd").iterdir()))
-        resource.prlimit(lame.pid, resource.RLIMIT_NOFILE, (used, before[1]))
+        resource.prlimit(lame.pid, resource.RLIMIT_NOFILE, (used + (more or 0), before[1]))
         futures = [small.submit(slow, n) for n in range(4)]
         wait_until(lambda: all(f.done() for f in futures) or "Too many open files" in own.command("status").stdout, "it to be said")
         own.start_worker()
@@ -198,3 +207,40 @@ def test_a_run_directory_that_is_removed_ends_the_manager_and_everybody_is_told(
     assert process.wait(60) == 1
     said = (cluster.directory / "said").read_text()
     assert "was removed" in said.splitlines()[-1] and "Traceback" not in said
+
+
+CLIENT = """
+    import os, resource, sys
+    import lfm
+
+    with lfm.Executor(sys.argv[1]) as executor:
+        assert executor.submit(abs, -1).result(120) == 1
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        held = [os.dup(0)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), limits[1]))
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            pass
+        future = executor.submit(bytes, 1_000_000)
+        print("asked", flush=True)
+        sys.stdin.readline()
+        assert not future.done()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        print(len(future.result(120)), flush=True)
+"""
+
+
+def test_a_client_without_descriptors_has_its_large_results_when_it_has_some(tmp_path: Path) -> None:
+    script, said = tmp_path / "client.py", tmp_path / "said"
+    script.write_text(textwrap.dedent(CLIENT))
+    with LocalCluster(1) as own, said.open("wb") as log:
+        client = subprocess.Popen(
+            [sys.executable, script, own.run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=own.environ, text=True
+        )
+        assert client.stdin is not None and client.stdout is not None
+        assert client.stdout.readline() == "asked\n", said.read_text()
+        wait_until(lambda: "large arguments and results wait" in said.read_text(), "the warning")
+        out, _ = client.communicate("\n", 120)
+        assert out == "1000000\n" and client.returncode == 0, said.read_text()

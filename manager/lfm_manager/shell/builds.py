@@ -25,6 +25,7 @@ from typing import IO
 
 import zmq
 
+from lfm.blobs import PASSING
 from lfm.protocol.ids import Digest, EnvironmentKey
 from lfm_manager.core.events import (
     EnvironmentAdvanced,
@@ -35,7 +36,7 @@ from lfm_manager.core.events import (
 from lfm_manager.environments.child import adopt_command, build_command, read_result
 from lfm_manager.environments.problems import BuildFailed, OutOfSight
 from lfm_manager.environments.store import Built, Hold, Store
-from lfm_manager.shell.transfers import AGAIN, PASSING
+from lfm_manager.shell.transfers import AGAIN
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Builds:
 
     def _failed(self, job: _Job, error: OSError) -> EnvironmentFailed | None:
         """For good, or put off if that passes."""
-        if error.errno not in (*PASSING, errno.ENOENT):  # so says Python where a temporary directory is full
+        if error.errno not in (*PASSING, errno.EAGAIN, errno.ENOENT):  # so says Python where a temporary directory is full
             return EnvironmentFailed(job.key, f"the manager cannot start a build: {error}")
         if not self.trouble:
             log.error("environment %s waits, as the manager cannot start a build: %s", job.key[:12], error)

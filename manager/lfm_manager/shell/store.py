@@ -60,7 +60,12 @@ class StoreFailed(LfmError):
 LASTING = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISUSE)
 
 
-def _failed(what: str, error: sqlite3.Error) -> StoreFailed:
+TROUBLE = (sqlite3.Error, MemoryError)  # SQLite says the latter by Python's own name
+
+
+def _failed(what: str, error: sqlite3.Error | MemoryError) -> StoreFailed:
+    if isinstance(error, MemoryError):
+        return StoreFailed(f"{what}: not enough memory", passing=True)
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     return StoreFailed(f"{what}: {error}", passing=code not in LASTING)
 
@@ -187,7 +192,7 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-        except sqlite3.Error as error:
+        except TROUBLE as error:
             raise _failed(f"cannot write to the run directory {self.path.parent}", error) from None
         if gone:
             self._forgotten = set()
@@ -244,8 +249,8 @@ class Store:
     def _row(self, query: str, task: TaskId) -> Any:
         try:
             return self._db.execute(query, (task,)).fetchone()
-        except sqlite3.Error as error:
-            raise _failed("cannot read the run directory", error) from None
+        except TROUBLE as error:
+            raise _failed(f"cannot read the run directory {self.path.parent}", error) from None
 
     def recover(self, blobs: tuple[Any, ...]) -> Recovered | None:
         """What an earlier manager left here; None if this is the first."""

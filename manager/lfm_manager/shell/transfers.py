@@ -7,14 +7,13 @@ by it.
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lfm.blobs import BadBlob, BlobStore, Fetch, answer_fetch
+from lfm.blobs import BadBlob, BlobStore, Fetch, answer_fetch, passes
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, PeerId
 from lfm_manager.core.events import BlobLost, BlobStored
@@ -22,7 +21,6 @@ from lfm_manager.core.events import BlobLost, BlobStored
 log = logging.getLogger(__name__)
 
 AGAIN = 2.0  # seconds until what could not be stored is asked for again
-PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 Send = Callable[[PeerId, m.FetchBlob | m.BlobChunk | m.BlobMissing], None]
 
 
@@ -47,7 +45,7 @@ class Transfers:
                 self.store.drop(digest)  # damaged: a neighbour that may link what it has was cut short
             self._give_up(digest)
             fetch = Fetch(self.store, digest, size)
-        except (OSError, ValueError, BadBlob) as error:
+        except (OSError, MemoryError, ValueError, BadBlob) as error:
             return self._failed(peer, digest, size, error)
         if fetch.done:
             return BlobStored(digest)
@@ -57,12 +55,13 @@ class Transfers:
 
     def _failed(self, peer: PeerId, digest: Digest, size: int, error: Exception) -> BlobLost | None:
         """Lost, or put off if that passes."""
-        if not isinstance(error, OSError) or error.errno not in PASSING:
+        if not passes(error):
             return BlobLost(digest, str(error) if isinstance(error, BadBlob) else f"the manager cannot store it: {error}")
+        why = getattr(error, "strerror", None) or "not enough memory"
         if not self.trouble:
-            log.error("blobs cannot be stored in %s: %s; they are asked for again", self.store.directory, error.strerror)
+            log.error("blobs cannot be stored in %s: %s; they are asked for again", self.store.directory, why)
         self._again = min(self._again, time.monotonic() + AGAIN)
-        self.trouble = f"blobs cannot be stored in {self.store.directory}: {error.strerror}"
+        self.trouble = f"blobs cannot be stored in {self.store.directory}: {why}"
         self._put_off[digest] = (peer, size)
         return None
 
@@ -97,7 +96,7 @@ class Transfers:
             return None
         try:
             done = fetch.feed(chunk)
-        except (BadBlob, OSError) as error:
+        except (BadBlob, OSError, MemoryError) as error:
             self._give_up(chunk.digest)
             return self._failed(peer, chunk.digest, fetch.size, error)
         if done:

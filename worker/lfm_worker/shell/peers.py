@@ -16,7 +16,7 @@ from contextlib import suppress
 import zmq
 from zmq.utils import z85
 
-from lfm.connection.tuning import readable, tune
+from lfm.connection.tuning import need_descriptors, readable, tune
 from lfm.errors import ConnectionFailed, LfmError, ProtocolError
 from lfm.protocol import messages as m
 from lfm.protocol.codec import decode, encode
@@ -57,10 +57,12 @@ class Peers:
         """Where others may have what we offer; None if nowhere."""
         if self._door is None and not self._barred:
             try:
-                file = self._file()
+                context, file = self._shared(), self._file()
                 host = own_address((self._manager(), *file.addresses))
-                self._door = Door(self._shared(), host, file.public_key.encode(), self._poller)
-            except (ConnectionFailed, OSError, zmq.ZMQError):
+                self._door = Door(context, host, file.public_key.encode(), self._poller)
+            except ConnectionFailed:  # for now
+                return None
+            except (OSError, zmq.ZMQError):
                 self._barred = True
         return self._door.source if self._door is not None else None
 
@@ -90,6 +92,8 @@ class Peers:
             self._context.term()
 
     def _shared(self) -> zmq.Context[Wire]:
+        """ConnectionFailed if too few descriptors are left for more of its sockets."""
+        need_descriptors()
         self._context = self._context or zmq.Context()
         return self._context
 
