@@ -163,6 +163,21 @@ def test_a_call_waits_for_its_environment_runs_and_is_answered() -> None:
     assert TaskId("a") not in desk.core.calls.tasks
 
 
+def test_a_head_that_is_thought_larger_and_then_smaller_again_goes_where_there_came_room_meanwhile() -> None:
+    desk = Desk()
+    auto = Request(cores=1, disk=0)
+    desk.worker(W1, cores=8, memory=10 * GB)
+    desk.submit("a", auto)
+    desk.submit("x", Request(cores=1, memory=8 * GB, disk=0))
+    desk.worker(W2, cores=8, memory=10 * GB)
+    desk.submit("b", auto)
+    desk.submit("y", Request(cores=1, memory=88 * GB // 10, disk=0))
+    assert desk.where("a") == desk.where("x") == W1 and desk.where("b") == desk.where("y") == W2
+    assert not runs(desk.submit("c", auto))  # a GB fits nowhere
+    assert not runs(desk.ended("a", memory=3 * GB))  # it would now; but three do not
+    assert runs(desk.ended("b", worker=W2, memory=12 * GB // 10)) == [("c", 1, W1)]
+
+
 def test_a_call_submitted_twice_is_one_call() -> None:
     desk = Desk()
     desk.worker()

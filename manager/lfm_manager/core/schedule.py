@@ -61,7 +61,8 @@ class Scheduler:
         self._woken: dict[QueueKey, Queue] = {}
         self._freed: dict[PeerId, Worker] = {}
         self._roomy: dict[PeerId, Worker] = {}
-        self._least = Least(0, 0, 0)  # no head needs less of any of these
+        self._least = NOTHING  # no head needs less of any of these
+        self._most = NO_ROOM  # no worker has more room
         self._waiting: list[tuple[float, int, QueueKey]] = []  # heap of when a blocked head may starve
         self._numbers = 0
 
@@ -127,8 +128,11 @@ class Scheduler:
     def _look_at_head(self, queue: Queue) -> None:
         """Its head changed: it is blocked still if that needs no less than what fitted nowhere."""
         demand = self.demand(queue)
-        if queue.blocked is not None and not _covers(demand, queue.blocked):
-            self._wake(queue)
+        if queue.blocked is not None:
+            if _covers(demand, queue.blocked):
+                queue.blocked = demand  # from now on workers are offered to that: what needed less may fit by now
+            else:
+                self._wake(queue)
 
     # ------------------------------------------------------------ workers change
 
@@ -139,6 +143,7 @@ class Scheduler:
         else:
             self._freed[worker.peer] = worker
             self._roomy[worker.peer] = worker
+            self._most = self._most.and_of(worker)
 
     def gone(self, worker: Worker) -> None:
         """A worker left, or takes no more."""
@@ -260,10 +265,13 @@ class Scheduler:
 
         Of many that fit only the first few are compared, so that a large idle cluster costs no more than a small one.
         """
+        if not self._most.fits(demand):
+            return None
         best: Worker | None = None
         fitting = 0
         rank = (False, -1, 0)
         spent = []
+        most = NO_ROOM
         for worker in self._roomy.values():
             if worker.free_millicores <= 0:
                 spent.append(worker.peer)
@@ -274,8 +282,12 @@ class Scheduler:
                 fitting += 1
                 if fitting == COMPARED:
                     break
+            elif not fitting:
+                most = most.and_of(worker)
         for peer in spent:
             del self._roomy[peer]
+        if best is None:
+            self._most = most  # of all, as they are now
         return best
 
     def _is_reserved(self, worker: Worker, queue: Queue) -> bool:
@@ -373,6 +385,29 @@ class Least(NamedTuple):
 
 
 NOTHING = Least(math.inf, math.inf, math.inf)
+
+
+class Most(NamedTuple):
+    """The room that some workers have, each at most.  A call that needs more is not offered to any."""
+
+    millicores: float
+    memory: float
+    promise: float
+
+    def and_of(self, worker: Worker) -> Most:
+        """Of these and of one more."""
+        cores, memory = worker.free_millicores, worker.free_memory
+        promise = worker.memory - worker.promised if worker.running else math.inf
+        if cores <= self.millicores and memory <= self.memory and promise <= self.promise:
+            return self
+        return Most(max(cores, self.millicores), max(memory, self.memory), max(promise, self.promise))
+
+    def fits(self, demand: Demand) -> bool:
+        """False: the call fits on none of the workers."""
+        return demand.millicores <= self.millicores and demand.memory <= self.memory and demand.promise <= self.promise
+
+
+NO_ROOM = Most(0, -math.inf, -math.inf)
 
 
 class _Tops:
