@@ -1,4 +1,4 @@
-"""A client's, worker's or viewer's end of a connection."""
+"""A client's, worker's or viewer's end of a connection: its sockets.  What it says on them is ``Dialing``'s."""
 
 from __future__ import annotations
 
@@ -6,29 +6,13 @@ import random
 import time
 from collections.abc import Callable
 
-import msgpack
 import zmq
 
-from lfm.connection.tuning import (
-    ACK_DELAY,
-    BYE,
-    DEAD_AFTER,
-    HELLO,
-    PING_EVERY,
-    REFUSED,
-    RESEND_AFTER,
-    WELCOME,
-    WHO,
-    event_of,
-    need_descriptors,
-    new_context,
-    readable,
-    tune,
-)
-from lfm.errors import ConnectionFailed, ProtocolError
+from lfm.connection.tuning import event_of, need_descriptors, new_context, readable, tune
+from lfm.errors import ConnectionFailed
 from lfm.protocol import messages as m
-from lfm.protocol.codec import decode, encode
-from lfm.protocol.link import ACK, PING, Link
+from lfm.protocol.dialing import Dialing
+from lfm.protocol.pace import BYE
 from lfm.run import ConnectionFile
 
 HANDSHAKES = 8  # that fail before a dialer believes that it is not a manager of this run that answers
@@ -48,12 +32,9 @@ class Dialer:
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
         self._file: Callable[[], ConnectionFile] = file if callable(file) else lambda: file
-        self._hello = hello
         self._context = context or new_context()
         self._own_context = context is None
-        self._link = Link()
-        self._epoch = ""
-        self._welcomed = False  # on this connection
+        self._session = Dialing(hello, self._put, time.monotonic())
         self._early: list[m.Message] = []  # what came with the welcome, for the next receive()
         self._racers: list[zmq.Socket[bytes]] = []  # one per address until one answers
         self._socket: zmq.Socket[bytes] | None = None
@@ -61,11 +42,17 @@ class Dialer:
         self._knows_key = True
         self._strangers: dict[zmq.Socket[bytes], int] = {}  # how often what answered there was not our manager
         self._pollers: list[zmq.Poller] = []
-        self._heard = self._sent = time.monotonic()
-        self._ack_due: float | None = None
         self._redial_at: float | None = None
-        self.lost_since: float | None = self._heard  # monotonic time of the last sign of life; None while connected
-        self.refused: str | None = None
+
+    @property
+    def lost_since(self) -> float | None:
+        """Monotonic time of the last sign of life; None while connected."""
+        return self._session.lost_since
+
+    @property
+    def refused(self) -> str | None:
+        """Why the manager refused this session, if it did."""
+        return self._session.refused
 
     # -- what the owner's loop needs
 
@@ -119,13 +106,11 @@ class Dialer:
 
     def send(self, message: m.Message) -> None:
         """Queue a message; it leaves with ``flush``."""
-        self._link.push(encode(message))
+        self._session.push(message)
 
     def flush(self) -> None:
         """Send what is queued, as far as the window is open."""
-        if self._welcomed:
-            for packet in self._link.packets():
-                self._put(packet)
+        self._session.flush(time.monotonic())
 
     @property
     def address(self) -> str:
@@ -135,12 +120,13 @@ class Dialer:
     @property
     def waiting(self) -> int:
         """How many messages have not left yet: the manager is slow or away."""
-        return self._link.waiting
+        return self._session.link.waiting
 
     @property
     def unacknowledged(self) -> int:
         """How many messages the manager has not yet confirmed, sent or not."""
-        return self._link.waiting + self._link.unacknowledged
+        link = self._session.link
+        return link.waiting + link.unacknowledged
 
     def receive(self) -> list[m.Message]:
         """What has come, while what was sent before ``flush`` goes on waiting.  A Welcome with ``resumed`` False (after the first): the manager knows nothing of before.
@@ -148,20 +134,20 @@ class Dialer:
         ProtocolError if the manager refused this session for good.
         """
         news, self._early = self._early, []
-        before = self._heard
+        now, heard = time.monotonic(), False
         for one in self._sockets():
             while not one.closed and readable(one):
                 packet = one.recv_multipart(zmq.NOBLOCK)
-                self._heard = time.monotonic()
+                heard = True
                 if self._socket is None:
                     self._choose(one)
-                news += self._take(packet)
-        self._watch()
-        if self._link.overdue and self._heard != before:
-            self.flush()  # the window may have opened; what else waits leaves when its owner says so, with its siblings
+                news += self._session.take(packet, now)
+        self._watch(now)
+        if heard:
+            self._session.catch_up(now)
         return news
 
-    def _watch(self) -> None:
+    def _watch(self, now: float) -> None:
         """What became of the connections: refused for the key, or closed (ZeroMQ dials again by itself)."""
         for one, monitor in list(self._monitors.items()):
             while readable(monitor):
@@ -170,44 +156,8 @@ class Dialer:
                     self._knows_key = False
                 elif event != zmq.EVENT_DISCONNECTED:
                     self._strangers[one] = self._strangers.get(one, 0) + 1
-                elif self._socket is not None and self.lost_since is None:
-                    self.lost_since = time.monotonic()  # until the next sign of life
-
-    def _take(self, packet: list[bytes]) -> list[m.Message]:
-        kind = packet[0]
-        if kind == WHO:
-            self._say_hello()
-            return []
-        if kind == WELCOME:
-            return [self._welcome(packet)]
-        if kind == REFUSED:
-            refused = decode(packet[1])
-            self.refused = refused.reason if isinstance(refused, m.Refused) else "refused"
-            raise ProtocolError(self.refused)
-        if kind == BYE:
-            raise ConnectionFailed("the manager has ended this session")
-        if not self._welcomed:
-            return []
-        frames, answer = self._link.receive(packet)
-        if answer is not None:
-            self._put(self._link.control(answer))
-        elif self._link.owes_ack and self._ack_due is None:
-            self._ack_due = self._heard + ACK_DELAY
-        self.lost_since = None
-        return [decode(frame) for frame in frames]
-
-    def _welcome(self, packet: list[bytes]) -> m.Welcome:
-        welcome, received = decode(packet[1]), msgpack.unpackb(packet[2])
-        if not isinstance(welcome, m.Welcome):
-            raise ProtocolError("not a welcome")
-        if welcome.resumed:
-            self._link.resume(received)
-        elif self._epoch:
-            self._link = Link()  # what was said to a manager that forgot it: its owner says it again
-        self._epoch = welcome.epoch
-        self._welcomed = True
-        self.lost_since = None
-        return welcome
+                elif self._socket is not None:
+                    self._session.closed(now)
 
     def tick(self) -> None:
         """Keep the connection alive; call it when ``deadline`` is due."""
@@ -216,33 +166,16 @@ class Dialer:
             if now >= self._redial_at:
                 self._dial()
             return
-        if now - self._heard > DEAD_AFTER:
-            self._lose(now)
-            return
-        if not self._welcomed:
-            return
-        if self._ack_due is not None and now >= self._ack_due:
-            self._ack_due = None
-            if self._link.owes_ack:
-                self._put(self._link.control(ACK))
-        if now - max(self._sent, self._heard) >= self._patience():
-            self._put(self._link.control(PING))
-
-    def _patience(self) -> float:
-        return RESEND_AFTER if self._link.unacknowledged else PING_EVERY
+        if not self._session.tick(now):
+            self._drop_sockets()
+            self._session.dialled(now)
+            self._redial_at = now + random.uniform(0.0, 1.0)
 
     def deadline(self) -> float:
         """Monotonic time of the next tick."""
         if self._early:
-            return self._heard
-        if self._redial_at is not None:
-            return self._redial_at
-        due = self._heard + DEAD_AFTER + 0.01
-        if self._welcomed:
-            due = min(due, max(self._sent, self._heard) + self._patience())
-            if self._ack_due is not None:
-                due = min(due, self._ack_due)
-        return due
+            return self._session.heard
+        return self._redial_at if self._redial_at is not None else self._session.deadline()
 
     def close(self, goodbye: bool = False) -> None:
         """Give the connection up.  ``goodbye``: tell the manager that the session is over, if that is possible."""
@@ -259,13 +192,14 @@ class Dialer:
     def _dial(self) -> None:
         self._drop_sockets()
         self._redial_at = None
-        self._heard = self._sent = time.monotonic()
+        now = time.monotonic()
+        self._session.dialled(now)
         try:
             file = self._file()
             need_descriptors()
         except ConnectionFailed:
-            if self._epoch:  # the manager may be on its way back, with a new file; or others let go of descriptors
-                self._redial_at = self._heard + 2.0
+            if self._session.epoch:  # the manager may be on its way back, with a new file; or others let go of descriptors
+                self._redial_at = now + 2.0
                 return
             raise
         for address in file.addresses:
@@ -294,17 +228,10 @@ class Dialer:
         for one in losers:
             self._drop(one)
 
-    def _lose(self, now: float) -> None:
-        if self.lost_since is None:
-            self.lost_since = self._heard
-        self._drop_sockets()
-        self._heard = now
-        self._redial_at = now + random.uniform(0.0, 1.0)
-
     def _drop_sockets(self) -> None:
         for one in self._sockets():
             self._drop(one)
-        self._racers, self._socket, self._welcomed = [], None, False
+        self._racers, self._socket = [], None
 
     def _drop(self, one: zmq.Socket[bytes]) -> None:
         monitor = self._monitors.pop(one)
@@ -316,21 +243,14 @@ class Dialer:
         monitor.close(0)
         one.close()  # with the linger that was set
 
-    def _say_hello(self) -> None:
-        self._welcomed = False
-        hello = self._hello()
-        facts = {
-            "version": m.VERSION, "session": hello.session, "epoch": self._epoch, "received": self._link.received,
-        }
-        self._put([HELLO, msgpack.packb(facts), encode(hello)])
-
-    def _put(self, packet: list[bytes]) -> None:
-        if self._socket is not None:
-            try:
-                self._socket.send_multipart(packet, zmq.NOBLOCK)
-            except zmq.Again:
-                return  # not connected: the link keeps it
-            self._sent = time.monotonic()
+    def _put(self, packet: list[bytes]) -> bool:
+        if self._socket is None:
+            return False
+        try:
+            self._socket.send_multipart(packet, zmq.NOBLOCK)
+        except zmq.Again:
+            return False  # not connected
+        return True
 
     def _where(self) -> str:
         try:

@@ -1,4 +1,4 @@
-"""The numbers and the socket options that both ends share.  Seconds; the reasons are what ZeroMQ was seen to do."""
+"""The socket options that both ends share.  Seconds; the reasons are what ZeroMQ was seen to do."""
 
 from __future__ import annotations
 
@@ -9,17 +9,7 @@ import zmq
 
 from lfm.errors import ConnectionFailed
 
-HELLO, WELCOME, REFUSED, WHO, BYE = b"H", b"W", b"R", b"?", b"B"
-PING_EVERY = 10.0  # of silence after which a peer is asked for a sign of life
-DEAD_AFTER = 25.0  # of silence after which a connection is given up and dialled anew
-LEASE = 60.0  # of silence after which a session is over, and its calls are given away
-GONE_LEASE = 15.0  # the same, once the peer's side has closed the connection
-AWAY = 1.0  # of lateness of the listener itself, which counts as nobody's silence
-ACK_DELAY = 0.1  # that an acknowledgement may wait for data to ride on
-SUSPICION = 2.0  # after a connection closed in which every peer is tried: ZeroMQ needs a moment to know whose it was
-RESEND_AFTER = 2.0  # without news of what was sent, after which the peer is asked
 PARTING = 500  # ms that what was said last, as why a session is refused, may take to leave
-SESSIONS = 50_000  # at most; whoever comes then is refused
 UNHEARD, SILENT = 6.0, 20.0  # without the other kernel's word, or the other process's, after which a connection is made anew: TCP tries ever more seldom, a dialer does not
 OUTLIVES = 30.0  # by which a listener's connections outlive the lease: that one was closed must come from the other side, where a process ended
 QUEUED = 16_384  # packets of one connection that wait at the manager, in or out: more than any link sends unconfirmed

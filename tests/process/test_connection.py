@@ -198,7 +198,7 @@ def test_another_version_is_told(pair: Pair, monkeypatch: pytest.MonkeyPatch) ->
 
     real = msgpack.packb
     monkeypatch.setattr(
-        "lfm.connection.dialer.msgpack.packb",
+        "lfm.protocol.dialing.msgpack.packb",
         lambda value, **kw: real({**value, "version": 99} if isinstance(value, dict) else value, **kw),
     )
     with pytest.raises(ProtocolError, match="install the same version"):

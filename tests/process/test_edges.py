@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from managers import Cluster, Peer, provide_environment, run_one, serve, submit
+from managers import Cluster, Peer, run_one, serve, submit
 
 from lfm.connection import Dialer
 from lfm.errors import ConnectionFailed, ProtocolError
@@ -68,14 +68,6 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Disk]]:
     yield make
     for place in mounted:
         subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    provide_environment(tmp_path / "cache" / "environments")
-    made = Cluster(tmp_path)
-    yield made
-    made.close()
 
 
 def alerts(viewer: Peer) -> str:

@@ -9,14 +9,14 @@ import dataclasses
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import msgpack
 import pytest
 import zmq
-from managers import ENV, Cluster, Peer, provide_environment, run_one, submit
+from managers import ENV, Cluster, Peer, run_one, submit
 
 from lfm.connection.tuning import MAX_FRAME
 from lfm.errors import ProtocolError
@@ -190,14 +190,6 @@ class Attacker:
         for door in self.doors.values():
             door.close()
         self.context.term()
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    provide_environment(tmp_path / "cache" / "environments")
-    made = Cluster(tmp_path)
-    yield made
-    made.close()
 
 
 def memory(pid: int) -> int:

@@ -6,12 +6,11 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import msgpack
 import pytest
 import zmq
-from managers import Cluster, Peer, provide_environment, run_one, submit
+from managers import Cluster, Peer, run_one, submit
 
 from lfm.errors import ProtocolError
 from lfm.protocol import messages as m
@@ -28,12 +27,9 @@ NAN = float("nan")
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    provide_environment(tmp_path / "cache" / "environments")
-    made = Cluster(tmp_path)
-    made.start()
-    yield made
-    made.close()
+def cluster(cluster: Cluster) -> Cluster:
+    cluster.start()
+    return cluster
 
 
 class Stranger:

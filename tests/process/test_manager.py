@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from managers import (
     USAGE,
     Cluster,
     fetch,
-    provide_environment,
     run_one,
     serve,
     submit,
@@ -32,14 +30,6 @@ from lfm.protocol.resources import Request, Resources
 from lfm.run import ConnectionFile, RunDirectory
 
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    provide_environment(tmp_path / "cache" / "environments")
-    made = Cluster(tmp_path)
-    yield made
-    made.close()
 
 
 def test_calls_go_from_a_client_to_a_worker_and_their_values_back(cluster: Cluster) -> None:

@@ -25,10 +25,10 @@ import zmq
 
 from lfm.blobs import BlobStore
 from lfm.connection import Joined, Left, Listener, Said
-from lfm.connection.tuning import LEASE
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, PeerId, TaskId
 from lfm.protocol.outcomes import Blob, Payload
+from lfm.protocol.pace import LEASE
 from lfm.run import RunDirectory
 from lfm_manager import sizing
 from lfm_manager.core import commands as c

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from lfm.protocol import messages as m
+from lfm.protocol.hosting import Joined, Left, News, Said
 from lfm.protocol.ids import Digest, EnvironmentKey, PeerId
 from lfm_manager.core import commands as c
 from lfm_manager.core import events as e
@@ -13,7 +14,7 @@ from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.policy import Policy
 from lfm_manager.sizing import make
 from worlds.clock import Clock
-from worlds.net import Door, Joined, Left, News, Packet, Said, Wire
+from worlds.net import Door, Packet, Wire
 from worlds.store import Store
 
 UNSEEN = EnvironmentKey("env1")  # made of what only clients see
@@ -31,7 +32,7 @@ class Manager:
     def __init__(self, clock: Clock, store: Store, policy: Policy, number: int, delay: float) -> None:
         self.clock, self.store = clock, store
         self.core = ManagerCore({"memory": make("auto", "memory"), "disk": make("auto", "disk")}, policy)
-        self.door = Door(clock, f"epoch{number}", delay, self._arrived)
+        self.door = Door(clock, f"epoch{number}", delay, self._arrived, self._come_round)
         self.alive = True
         self.fatal = ""  # "before" or "after" the commit
         self._inbox: list[tuple[Wire, Packet]] = []
@@ -101,7 +102,7 @@ class Manager:
             match one:
                 case Said(peer, message):
                     self._said(peer, message)
-                case Joined(peer, hello):
+                case Joined(peer, _, hello):
                     self._tell(e.WorkerJoined(peer, hello) if isinstance(hello, m.WorkerHello) else e.ClientJoined(peer, hello))  # type: ignore[arg-type]
                 case Left(peer, reason, sure, goodbye):
                     self._pulls = {digest: owner for digest, owner in self._pulls.items() if owner != peer}
