@@ -32,6 +32,7 @@ class SlotGroup:
         made = cgroup.Group(self._place, f"{self._name}.{self._number}")
         self._base, self._warm = self._idle, 0
         self._before = self._cache = self._oom_kills = 0
+        self.apparent = 0  # bytes in use, files cached since the last look at them included
         self._cpu = self._read_at = 0.0
         return made
 
@@ -43,16 +44,19 @@ class SlotGroup:
         self._cpu, self._oom_kills = self.now.cpu(), self.now.oom_kills()
         self._before = 0 if self._place.resets else self.now.peak()
 
-    def used(self, low: int, now: float) -> int:
-        """Bytes that it has in use now, files that the kernel has cached for it left out; ``low`` is a bound known
-        otherwise."""
-        taken = self.now.usage() - self._base
-        if taken - self._cache > low + NOTHING and now >= self._read_at:
-            began = time.thread_time()
-            self._cache = max(self._cache, cache := self.now.cache())
-            self._read_at = now + SHARE * (time.thread_time() - began)
-            return max(0, self.now.usage() - self._base - cache)
-        return max(0, taken - self._cache)
+    def used(self, low: int, now: float, limit: int = 0) -> int:
+        """Bytes that it surely has in use now, files that the kernel has cached for it left out; ``low`` is a bound known
+        otherwise.  What is cache is looked at while that costs little, or where a limit may be broken."""
+        self.apparent = max(0, self.now.usage() - self._base - self._cache)
+        if self.apparent <= low + NOTHING:
+            return self.apparent
+        if now < self._read_at and not (limit and self.apparent > limit):
+            return low  # it may as well be cache
+        began = time.thread_time()
+        self._cache = max(self._cache, cache := self.now.cache())
+        self._read_at = now + SHARE * (time.thread_time() - began)
+        self.apparent = max(0, self.now.usage() - self._base - cache)
+        return self.apparent
 
     def took(self, warm: int, watched: bool) -> tuple[int, int] | None:
         """The call's peak, between which bounds; None where a call before it hides it."""

@@ -105,7 +105,7 @@ class Watch:
             self._walk_disk(now)
             if self.limits.disk and self.peaks.disk > self.limits.disk:
                 return Breach("disk", self.limits.disk, self.peaks.disk, at)
-        self._schedule(memory, now)
+        self._schedule(max(memory, self.group.apparent) if self.group else memory, now)
         return None
 
     def near_memory(self) -> bool:
@@ -161,7 +161,7 @@ class Watch:
                 high += max(own, min(seen.rss, seen.faults * PAGE) if process.pid == self.pid else own)
             faults += seen.faults
         if self.group is not None:
-            low = max(low, self.group.used(low, now))
+            low = max(low, self.group.used(low, now, self.limits.memory))
             self.peaks.memory_low = max(self.peaks.memory_low, low)
             self.peaks.memory_high = max(self.peaks.memory_high, high, low)
             return low
