@@ -268,7 +268,9 @@ class Hosting(Generic[Route]):
     def _check(self, session: Session[Route], now: float, news: News) -> None:
         silent = now - session.heard
         if now < self._suspicious_until and session.route is not None:
+            sent = session.sent
             self._put(session, session.link.control(ACK), now)
+            session.sent = sent  # that asks for nothing: a peer that is only probed, as others come and go, is asked in time
         if session.route is None and self._is_dead(session):
             self._end(session, "its process ended", news, sure=True)
         elif session.gone is not None and now >= session.gone + self._gone_lease:

@@ -317,6 +317,24 @@ def test_the_end_of_a_lease_is_seen_when_it_comes(tmp_path: Path) -> None:
     listener.close()
 
 
+def test_who_is_silent_is_asked_though_others_come_and_go(tmp_path: Path) -> None:
+    """After each connection that closes every peer is probed; that is no question, and must not stand for one."""
+    run = RunDirectory.create(tmp_path / "run", "r")
+    pair = Pair(run, lease=4.0)
+    quiet = pair.connect(ConnectionFile.read(run.path / "client.json"), m.ClientHello("s", "me", "elsewhere", 1))
+    began = time.monotonic()
+    while time.monotonic() - began < 6.0:
+        look = Dialer(ConnectionFile.read(run.path / "viewer.json"), lambda: m.ViewerHello(f"v{time.monotonic()}"))
+        look._dial()
+        pair.spin(look, quiet, until=lambda look=look: look._session.welcomed)  # type: ignore[misc]
+        look.close(goodbye=True)
+        until = time.monotonic() + 0.2
+        pair.spin(quiet, until=lambda until=until: time.monotonic() > until)  # type: ignore[misc]
+    assert not [n for n in pair.news if isinstance(n, Left) and "goodbye" not in n.reason]
+    quiet.close()
+    pair.listener.close()
+
+
 def test_a_listener_that_was_away_itself_blames_nobody(tmp_path: Path) -> None:
     pair = Pair(RunDirectory.create(tmp_path / "run", "test"), lease=2.0)
     dialer = pair.connect(find_run(pair.run.path, "client"), client_hello())
