@@ -25,8 +25,9 @@ DAY = 86400.0
 
 
 class Desk:
-    def __init__(self) -> None:
-        self.core = ManagerCore({r: make("auto", r) for r in ("memory", "disk")}, Policy(client_grace=300.0, retention=7 * DAY))
+    def __init__(self, policy: Policy | None = None) -> None:
+        policy = policy or Policy(client_grace=300.0, retention=7 * DAY)
+        self.core = ManagerCore({r: make("auto", r) for r in ("memory", "disk")}, policy)
         self.now = 0.0
         self.attempts: dict[str, int] = {}
 
@@ -227,3 +228,42 @@ def test_the_past_is_bounded() -> None:
     desk.do(e.ClientSaid(A, m.Release((TaskId("a-3"),))))
     assert list(past.calls) == ["a-2", "a-4", "a-3"] and len(past._order) == 3
     assert past._again_bytes == 3
+
+
+# ------------------------------------------------------------ what nobody uses any more
+
+
+def test_functions_and_environments_that_nobody_uses_are_forgotten_the_longest_unused_first() -> None:
+    """Not those that are packed, nor what a call still needs that another session left."""
+    desk = Desk(Policy(idle=2)).ready(None)
+    code, plan = Blob(Digest("c" * 64), 10**6), Blob(Digest("p" * 64), 10**6)
+    for n in range(5):
+        key = EnvironmentKey(f"e{n}")
+        desk.do(e.ClientSaid(A, m.DeclareEnvironment(key, plan.but(digest=Digest(f"{n}" * 64)), "numpy")))
+        desk.do(e.ClientSaid(A, m.DeclareFunction(FunctionId(f"f{n}"), "g", "g", key, code, None, ())))
+    assert len(desk.core.calls.functions) == len(desk.core.environments.known) == 6
+    desk.client(B, "b", None)
+    desk.do(e.ClientSaid(B, m.Submit(TaskId("b-1"), FUNCTION, SMALL, Request(cores=1, memory=GB, disk=0))))
+    out = desk.do(e.PeerLost(A, "goodbye", sure=True, goodbye=True))
+    assert FUNCTION in desk.core.calls.functions and len(desk.core.calls.functions) == 3
+    known = desk.core.environments.known
+    assert ENV in known and {f.environment.key for f in desk.core.calls.functions.values()} <= known.keys() and len(known) <= 5
+    gone = {command.id for command in out if isinstance(command, c.ForgetDeclared)}
+    assert gone == {f"f{n}" for n in range(5)} - desk.core.calls.functions.keys() | {f"e{n}" for n in range(5)} - known.keys()
+    desk.client(PeerId(3), "c", None)  # who comes and says it again is served
+    desk.do(e.ClientSaid(PeerId(3), m.DeclareEnvironment(EnvironmentKey("e0"), Inline(b"{}"), "numpy")))
+    desk.do(e.ClientSaid(PeerId(3), m.DeclareFunction(FunctionId("f0"), "g", "g", EnvironmentKey("e0"), SMALL, None, ())))
+    desk.do(e.ClientSaid(PeerId(3), m.Submit(TaskId("c-1"), FunctionId("f0"), SMALL, Request(cores=1, memory=GB, disk=0))))
+    assert isinstance(desk.core.calls.tasks[TaskId("c-1")].state, Waiting)
+
+
+def test_a_device_that_was_taken_back_while_a_call_had_it_is_still_taken_when_it_is_offered_again() -> None:
+    desk = Desk().ready()
+    desk.do(e.WorkerJoined(WORKER, m.WorkerHello("w", "w1", "node", 1, Resources(4, 16 * GB, 16 * GB, 1), ("g0",))))
+    for task in ("a-1", "a-2"):
+        desk.do(e.ClientSaid(A, m.Submit(TaskId(task), FUNCTION, SMALL, Request(cores=1, memory=GB, disk=0, gpus=1))))
+    for gpus in (0, 1):
+        desk.do(e.WorkerSaid(WORKER, m.OfferChanged(Resources(4, 16 * GB, 16 * GB, gpus), False)))
+    assert isinstance(desk.core.calls.tasks[TaskId("a-2")].state, Ready)
+    desk.end("a-1", Returned(SMALL))
+    assert isinstance(desk.core.calls.tasks[TaskId("a-2")].state, Placed)

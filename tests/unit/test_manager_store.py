@@ -62,6 +62,14 @@ def test_what_was_committed_comes_back_in_order_and_the_rest_does_not(tmp_path: 
     store.close()
 
 
+def test_what_nobody_uses_does_not_come_back_unless_it_was_said_again(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s", 0)
+    write(store, c.ForgetDeclared(ENVIRONMENT.key), c.ForgetDeclared(FUNCTION.function), c.SaveDeclared(ENVIRONMENT))
+    store.close()
+    found = Store(tmp_path / "s").recover(())
+    assert found is not None and found.environments == (ENVIRONMENT,) and found.functions == ()
+
+
 def test_what_must_not_come_back_goes_with_the_next_commit(tmp_path: Path) -> None:
     store = filled(tmp_path / "lfm.db", 3)
     write(store, c.ForgetTask(TaskId("s-0")))

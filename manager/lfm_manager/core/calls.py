@@ -31,6 +31,7 @@ from lfm_manager.core.blobs import Blobs
 from lfm_manager.core.categories import Category
 from lfm_manager.core.commands import (
     Command,
+    ForgetDeclared,
     ForgetTask,
     GetBlob,
     RunKept,
@@ -64,6 +65,7 @@ class Calls:
     ) -> None:
         self.tasks: dict[TaskId, Task] = {}
         self.functions: dict[FunctionId, Function] = {}
+        self._idle: dict[FunctionId, Function] = {}  # that nobody uses, the longest unused first
         self.categories: dict[str, Category] = {}
         self.finished = self.placed = 0
         self.held = self.unfetched = 0  # bytes of arguments and of results that are here and not in the store alone
@@ -94,6 +96,7 @@ class Calls:
         )
         self.tasks[task.id] = task
         session.tasks[task.id] = None
+        self.use(function)
         category.submitted += 1
         if save:
             self._out.append(SaveTask(session.key, submit, like.id if like is not None else None))
@@ -142,6 +145,39 @@ class Calls:
         task.become(READY)
         self._scheduler.add(task, now)
 
+    # ------------------------------------------------------------ functions
+
+    def declare(self, function: Function) -> None:
+        """One that is not known yet."""
+        self.functions[function.declared.function] = self._idle[function.declared.function] = function
+        self._environments.use(function.environment)
+        for blob in function.blobs:
+            self._blobs.use(blob, None)
+
+    def use(self, function: Function) -> None:
+        """One more call or session needs it."""
+        function.users += 1
+        self._idle.pop(function.declared.function, None)
+
+    def leave(self, function: Function) -> None:
+        """One fewer; those that nobody has needed for long are forgotten."""
+        function.users -= 1
+        if not function.users:
+            self._idle[function.declared.function] = function
+            self.tidy()
+
+    def tidy(self) -> None:
+        while len(self._idle) > self._policy.idle:
+            name = next(iter(self._idle))
+            function = self._idle.pop(name)
+            del self.functions[name]
+            for worker in self._workers.values():
+                worker.functions.discard(name)
+            for blob in function.blobs:
+                self._blobs.leave(blob.digest)
+            self._out.append(ForgetDeclared(name))
+            self._environments.leave(function.environment)
+
     def worker_name(self, peer: PeerId) -> str:
         return self._workers[peer].name
 
@@ -153,6 +189,9 @@ class Calls:
 
     def restore(self, session: Session, saved: SavedTask, until: float, now: float) -> Task | None:
         """A call of before the restart.  It waits, is ready, or adrift with the worker that had it."""
+        if saved.submit.function not in self.functions:  # nobody needed it any more: then nobody needs its calls
+            self._out.append(ForgetTask(saved.submit.task))
+            return None
         if saved.finished is not None:
             return self._restore_finished(session, saved, saved.finished, now)
         task = self.submit(session, saved.submit, now, save=False, kept_size=saved.kept_size)
@@ -166,11 +205,9 @@ class Calls:
             task.become(Adrift(saved.worker, saved.attempt, until))
         return task
 
-    def _restore_finished(self, session: Session, saved: SavedTask, finished: m.Finished, now: float) -> Task | None:
+    def _restore_finished(self, session: Session, saved: SavedTask, finished: m.Finished, now: float) -> Task:
         submit = saved.submit
-        function = self.functions.get(submit.function)
-        if function is None:
-            return None
+        function = self.functions[submit.function]
         self._orders += 1
         category = self.category(submit.category or function.declared.category)
         task = Task(submit.task, self._orders, submit, session, function, category, 0, Waiting(False), now)
@@ -183,6 +220,7 @@ class Calls:
             self.unfetched += inline_bytes(finished)
         self.tasks[task.id] = task
         session.tasks[task.id] = None
+        self.use(function)
         if (blob := result_blob(finished.outcome)) is not None:
             self._blobs.use(blob, None)
         task.become((Done if isinstance(finished.outcome, Returned) else Failed)(finished, saved.kept))
@@ -581,6 +619,7 @@ class Calls:
         if (blob := result_blob(state.finished.outcome)) is not None:
             self._blobs.leave(blob.digest)
         self._out.append(ForgetTask(task.id))
+        self.leave(task.function)
 
     def _tell(self, task: Task, message: m.Started | m.Finished | m.Notice) -> None:
         if task.session.peer is not None:

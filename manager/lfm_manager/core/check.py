@@ -47,6 +47,7 @@ def check(core: ManagerCore, now: float) -> None:
     _check_workers(core, placed, collecting)
     _check_queues(core, queued, now)
     _check_blobs(core)
+    _check_declared(core)
     _check_memory(core)
     _check_totals(core)
     core.spread.check()
@@ -109,6 +110,18 @@ def _check_memory(core: ManagerCore) -> None:
     assert calls.held == sum(inline_size(t.submit.arguments) for t in calls.tasks.values())
     assert calls.unfetched == sum(inline_bytes(state.finished) for state in over if not state.kept)
     assert not any(t.kept and inline_size(t.submit.arguments) for t in calls.tasks.values())
+
+
+def _check_declared(core: ManagerCore) -> None:
+    """What calls and sessions use is remembered, and not much more."""
+    sessions = core.clients.sessions.values()
+    users = Counter(task.submit.function for task in core.calls.tasks.values())
+    users.update(function for session in sessions for function in session.functions)
+    assert {name: function.users for name, function in core.calls.functions.items() if function.users} == users
+    assert len(core.calls.functions) <= len(users) + core.policy.idle
+    needed = Counter(function.environment.key for function in core.calls.functions.values())
+    needed.update(key for session in sessions for key in session.environments)
+    assert {key: one.users for key, one in core.environments.known.items() if one.users} == needed
 
 
 def _check_blobs(core: ManagerCore) -> None:

@@ -128,7 +128,13 @@ class Clients:
                 self._calls.release(task)
         for digest in session.held:
             self._blobs.leave(digest)
+        for function in session.functions:
+            self._calls.leave(self._calls.functions[function])
+        for environment in session.environments:
+            self._environments.leave(self._environments.known[environment])
         session.held.clear()
+        session.functions.clear()
+        session.environments.clear()
         self._calls.past.close(session.key)
         self._out.append(ForgetSession(session.key))
 
@@ -201,9 +207,12 @@ class Clients:
                     if task_id in session.tasks:
                         self._calls.cancel(self._calls.tasks[task_id], how, now)
             case m.DeclareFunction():
-                self.declare(message, session.peer)
+                self.declare(message, session.peer, session)
             case m.DeclareEnvironment():
-                self._environments.declare(message, session.peer, now)
+                environment = self._environments.declare(message, session.peer, now)
+                if message.key not in session.environments:
+                    session.environments.add(message.key)
+                    self._environments.use(environment)
             case m.EnvironmentProgress() | m.EnvironmentMade() | m.EnvironmentNotMade():
                 self._made(event.peer, message, now)
             case m.Goodbye(detach):
@@ -314,17 +323,20 @@ class Clients:
             case _:
                 pass
 
-    def declare(self, declared: m.DeclareFunction, source: PeerId | None, save: bool = True) -> None:
+    def declare(
+        self, declared: m.DeclareFunction, source: PeerId | None, session: Session | None = None, save: bool = True
+    ) -> None:
         blobs = blobs_of(declared.code, declared.overlay)
         if declared.function not in self._calls.functions:
             environment = self._environments.known.get(declared.environment)
             if environment is None:
                 return  # its calls are answered that it is unknown
-            self._calls.functions[declared.function] = Function(declared, environment, blobs)
-            for blob in blobs:
-                self._blobs.use(blob, None)
+            self._calls.declare(Function(declared, environment, blobs))
             if save:
                 self._out.append(SaveDeclared(declared))
+        if session is not None and declared.function not in session.functions:
+            session.functions.add(declared.function)
+            self._calls.use(self._calls.functions[declared.function])
         for blob in blobs:
             self._blobs.offer(blob.digest, source)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lfm.protocol import messages as m
-from lfm.protocol.ids import Digest, EnvironmentKey, PeerId, TaskId
+from lfm.protocol.ids import Digest, EnvironmentKey, FunctionId, PeerId, TaskId
 from lfm.protocol.outcomes import Blob, Payload
 from lfm.protocol.resources import Resources, Usage
 
@@ -97,6 +97,13 @@ class SaveDeclared:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetDeclared:
+    """No session uses this function or environment, nor has for long."""
+
+    id: FunctionId | EnvironmentKey
+
+
+@dataclass(frozen=True, slots=True)
 class SaveTask:
     """Write down an accepted task.  ``copy_of``: its arguments are those of another one, and lie in the store."""
 
@@ -138,6 +145,6 @@ class SaveMeasurement:
 
 
 Command = (
-    TellClient | TellWorker | TellKept | RunKept | BuildEnvironment | KeepEnvironment | GetBlob | DropBlob | SaveSession | ForgetSession | SaveDeclared
+    TellClient | TellWorker | TellKept | RunKept | BuildEnvironment | KeepEnvironment | GetBlob | DropBlob | SaveSession | ForgetSession | SaveDeclared | ForgetDeclared
     | SaveTask | SaveAttempt | SaveResult | ForgetTask | SaveMeasurement
 )

@@ -19,7 +19,14 @@ from lfm.protocol.messages import (
 from lfm.protocol.outcomes import Blob
 from lfm_manager.core import events as e
 from lfm_manager.core.blobs import Blobs
-from lfm_manager.core.commands import BuildEnvironment, Command, KeepEnvironment, SaveDeclared, TellClient
+from lfm_manager.core.commands import (
+    BuildEnvironment,
+    Command,
+    ForgetDeclared,
+    KeepEnvironment,
+    SaveDeclared,
+    TellClient,
+)
 from lfm_manager.core.functions import (
     Away,
     Building,
@@ -37,20 +44,21 @@ TELL_EVERY = 1.0  # seconds between two words to clients about one environment's
 
 
 class Environments:
-    def __init__(self, blobs: Blobs, out: list[Command]) -> None:
+    def __init__(self, blobs: Blobs, out: list[Command], idle: int) -> None:
         self.known: dict[EnvironmentKey, Environment] = {}
         self.built: dict[Digest, Environment] = {}
         self._plans: dict[Digest, Environment] = {}  # whose plan is on its way
         self._uploads: dict[Digest, list[Environment]] = {}  # whose tarball is on its way
+        self._idle: dict[EnvironmentKey, Environment] = {}  # that nobody uses, the longest unused first
         self.hopeless: list[Environment] = []  # that nobody can make, as it has turned out: to be told
-        self._blobs, self._out = blobs, out
+        self._blobs, self._out, self._most_idle = blobs, out, idle
 
     def declare(
         self, declared: DeclareEnvironment, source: PeerId | None, now: float, save: bool = True
     ) -> Environment:
         known = self.known.get(declared.key)
         if known is None:
-            known = self.known[declared.key] = Environment(declared)
+            known = self.known[declared.key] = self._idle[declared.key] = Environment(declared)
             if isinstance(declared.plan, Blob):
                 self._blobs.use(declared.plan, None)
             if save:
@@ -64,6 +72,30 @@ class Environments:
             if isinstance(known.state, Away) and known.state.peer is None:
                 self._ask(known, known.state.why, now)
         return known
+
+    def use(self, environment: Environment) -> None:
+        """One more function or session needs it."""
+        environment.users += 1
+        self._idle.pop(environment.key, None)
+
+    def leave(self, environment: Environment) -> None:
+        """One fewer; those that nobody has needed for long are forgotten.
+
+        Not what is packed: its tarball is kept for whoever comes.
+        """
+        environment.users -= 1
+        if not environment.users:
+            self._idle[environment.key] = environment
+            self.tidy()
+
+    def tidy(self) -> None:
+        still = (one for one in self._idle.values() if _rests(one))
+        for environment in [one for one, _ in zip(still, range(len(self._idle) - self._most_idle), strict=False)]:
+            del self.known[environment.key], self._idle[environment.key]
+            if isinstance(plan := environment.declared.plan, Blob):
+                self._plans.pop(plan.digest, None)
+                self._blobs.leave(plan.digest)
+            self._out.append(ForgetDeclared(environment.key))
 
     def need(self, environment: Environment, now: float) -> None:
         """A call waits for it: see that it is made."""
@@ -96,6 +128,7 @@ class Environments:
         self._settled(environment)
         tarball = Blob(event.digest, event.size)
         environment.state = Built(tarball, event.python, event.machine, event.libc)
+        self._idle.pop(environment.key, None)
         self.built[event.digest] = environment
         for worker in workers.values():
             self._judge(worker, environment.state)
@@ -232,6 +265,15 @@ class Environments:
     def _judge(worker: Worker, built: Built) -> None:
         if (reason := too_old(built, worker.hello.labels)) is not None:
             worker.unusable[built.tarball.digest] = reason
+
+
+def _rests(environment: Environment) -> bool:
+    """Whether it is neither packed nor being made."""
+    match environment.state:
+        case Declared() | Unbuildable() | Fetching() | Away(peer=None):
+            return True
+        case _:
+            return False
 
 
 def _maker(environment: Environment) -> PeerId | None:

@@ -71,6 +71,7 @@ class Environment:
     waiters: dict[TaskId, None] = field(default_factory=dict)
     clients: dict[PeerId, None] = field(default_factory=dict)
     refused: bool = False  # by a client that was asked to make it
+    users: int = 0  # functions, and sessions that declared it
     told: float | None = None  # when clients last heard that it is on its way to workers; None: it is not, or not for long
 
     @property
@@ -83,6 +84,7 @@ class Function:
     declared: DeclareFunction
     environment: Environment
     blobs: tuple[Blob, ...] = ()  # of its code and overlay, if they are too large for a message
+    users: int = 0  # calls, and sessions that declared it
 
 
 def too_old(built: Built, labels: dict[str, str]) -> str | None:

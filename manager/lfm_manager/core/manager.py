@@ -47,7 +47,7 @@ class ManagerCore:
         self.sizes = Sizes(sizers, chosen)
         self.spread = Spread(self.workers, self._out)
         self.blobs = Blobs(self.spread, self._out)
-        self.environments = Environments(self.blobs, self._out)
+        self.environments = Environments(self.blobs, self._out, policy.idle)
         self.scheduler = Scheduler(self.workers, self._demand, policy)
         self.calls = Calls(
             policy, self.sizes, self.scheduler, self.blobs, self.environments, self.workers, self._out

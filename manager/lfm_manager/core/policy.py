@@ -24,5 +24,6 @@ class Policy:
     client_grace: float = 300.0  # a client's calls outlive its silence
     orphans: float = 120.0  # calls wait so long for what their client had, once another has come to its session
     retention: float = 7 * 86400.0  # a named or detached session waits so long for its client
+    idle: int = 256  # functions, and as many environments that are not packed, that are remembered though nobody uses them
     in_memory: int | None = None  # bytes of arguments and of results, each, beyond which they are left to the store; None: there is none
     recovery: float = 60.0  # after a restart, how long workers may take to come back with their calls

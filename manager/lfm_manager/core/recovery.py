@@ -30,4 +30,6 @@ def recover(
             task = calls.restore(session, record, crew.recovery_ends, now)
             if task is not None and isinstance(task.state, Adrift):
                 crew.adrift.setdefault(record.worker, {})[task.id] = task
+    calls.tidy()
+    environments.tidy()
     blobs.present.intersection_update(blobs.known)  # nobody needs the rest: the shell removes it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lfm.protocol.ids import Digest, PeerId, TaskId
+from lfm.protocol.ids import Digest, EnvironmentKey, FunctionId, PeerId, TaskId
 from lfm.protocol.messages import ClientHello
 
 
@@ -16,6 +16,8 @@ class Session:
     hello: ClientHello
     peer: PeerId | None
     tasks: dict[TaskId, None] = field(default_factory=dict)
+    functions: set[FunctionId] = field(default_factory=set)  # that it declared
+    environments: set[EnvironmentKey] = field(default_factory=set)  # that it declared
     held: set[Digest] = field(default_factory=set)  # what ex.put() made: kept while the session lives
     millicores: int = 0  # of its calls now placed: the measure of fairness
     expires: float | None = None  # when it counts as gone, if it does not come back

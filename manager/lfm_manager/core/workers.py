@@ -45,6 +45,7 @@ class Worker:
     free_memory: int = 0
     free_disk: int = 0
     free_devices: list[str] = field(default_factory=list)
+    taken_devices: set[str] = field(default_factory=set)  # also such as are not offered any more
     promised: int = 0  # bytes: what running calls hold, and what is kept free for them to grow into
     ends: float | None = None  # when its batch job ends
     running: dict[TaskId, int] = field(default_factory=dict)  # bytes promised to each
@@ -72,9 +73,8 @@ class Worker:
         self.free_millicores += cores - self.millicores
         self.free_memory += offer.memory - self.memory
         self.free_disk += offer.disk - self.disk
-        taken = set(self.devices) - set(self.free_devices)
         self.millicores, self.memory, self.disk, self.devices = cores, offer.memory, offer.disk, devices
-        self.free_devices = [d for d in devices if d not in taken]
+        self.free_devices = [d for d in devices if d not in self.taken_devices]
         self.ends = None if offer.wall_time is None else now + offer.wall_time
 
     def _devices(self, offer: Resources) -> tuple[str, ...]:
@@ -127,9 +127,8 @@ class Worker:
         self.free_millicores -= millicores(amount.cores)
         self.free_memory -= amount.memory
         self.free_disk -= amount.disk
-        for device in gpus:
-            if device in self.free_devices:
-                self.free_devices.remove(device)
+        self.taken_devices.update(gpus)
+        self.free_devices = [d for d in self.free_devices if d not in gpus]
         self.exclusive = self.exclusive or alone
 
     def give_back(self, task: TaskId, amount: Resources, gpus: tuple[str, ...]) -> None:
@@ -137,6 +136,7 @@ class Worker:
         self.free_millicores += millicores(amount.cores)
         self.free_memory += amount.memory
         self.free_disk += amount.disk
+        self.taken_devices.difference_update(gpus)
         self.free_devices.extend(d for d in self.devices if d in gpus and d not in self.free_devices)
         if not self.running:
             self.exclusive = False

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -41,6 +41,7 @@ from lfm_manager.shell.transfers import AGAIN
 log = logging.getLogger(__name__)
 
 AT_ONCE = 2  # builds
+TRIES = 60  # of a build that cannot be begun as a file is not there: it may only seem so
 News = EnvironmentAdvanced | EnvironmentBuilt | EnvironmentFailed | EnvironmentOutOfSight
 
 
@@ -51,6 +52,7 @@ class _Job:
     key: EnvironmentKey
     source: bytes
     tarball: Path | None = None
+    missed: int = 0  # how often it could not be begun
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +106,9 @@ class Builds:
 
     def _failed(self, job: _Job, error: OSError) -> EnvironmentFailed | None:
         """For good, or put off if that passes."""
-        if error.errno not in (*PASSING, errno.EAGAIN, errno.ENOENT):  # so says Python where a temporary directory is full
+        if error.errno == errno.ENOENT and job.missed < TRIES:  # so says Python where a temporary directory is full
+            job = replace(job, missed=job.missed + 1)
+        elif error.errno not in (*PASSING, errno.EAGAIN):
             return EnvironmentFailed(job.key, f"the manager cannot start a build: {error}")
         if not self.trouble:
             log.error("environment %s waits, as the manager cannot start a build: %s", job.key[:12], error)

@@ -308,7 +308,7 @@ class Manager:
                 self._tell_client(peer, message)
             case (
                 c.SaveTask() | c.SaveAttempt() | c.SaveResult() | c.ForgetTask() | c.SaveSession() | c.ForgetSession()
-                | c.SaveDeclared()
+                | c.SaveDeclared() | c.ForgetDeclared()
             ):
                 if self.store is not None:
                     self.store.write(command)

@@ -44,7 +44,7 @@ FROM tasks LEFT JOIN attempts USING (id) LEFT JOIN results USING (id) ORDER BY n
 """
 
 Saved = (
-    c.SaveSession | c.ForgetSession | c.SaveDeclared | c.SaveTask | c.SaveAttempt | c.SaveResult | c.ForgetTask
+    c.SaveSession | c.ForgetSession | c.SaveDeclared | c.ForgetDeclared | c.SaveTask | c.SaveAttempt | c.SaveResult | c.ForgetTask
 )
 _M = TypeVar("_M")
 
@@ -116,7 +116,7 @@ class Store:
     def _all_written(self) -> None:
         """What has been written is not to be written again."""
         self._sessions: dict[str, m.ClientHello | None] = {}
-        self._declared: list[m.DeclareFunction | m.DeclareEnvironment] = []
+        self._declared: dict[str, m.DeclareFunction | m.DeclareEnvironment | None] = {}  # None: to be forgotten
         self._tasks: dict[TaskId, c.SaveTask] = {}
         self._attempts: dict[TaskId, c.SaveAttempt] = {}
         self._results: dict[TaskId, m.Finished] = {}
@@ -164,7 +164,9 @@ class Store:
                 if self._tasks.pop(task, None) is None:
                     self._forgotten.add((task,))
             case c.SaveDeclared(declared):
-                self._declared.append(declared)
+                self._declared[_name_of(declared)] = declared
+            case c.ForgetDeclared(name):
+                self._declared[name] = None
             case c.SaveSession(key, hello):
                 self._sessions[key] = hello
             case c.ForgetSession(key):
@@ -207,7 +209,8 @@ class Store:
             else:
                 self._db.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (key, encode(hello)))
         if self._declared:
-            rows = [(d.function if isinstance(d, m.DeclareFunction) else d.key, encode(d)) for d in self._declared]
+            many("DELETE FROM declared WHERE id = ?", [(name,) for name, d in self._declared.items() if d is None])
+            rows = [(name, encode(d)) for name, d in self._declared.items() if d is not None]
             many("INSERT OR IGNORE INTO declared (id, message) VALUES (?, ?)", rows)
         if self._tasks:
             first, self._number = self._number + 1, self._number + len(self._tasks)
@@ -295,6 +298,10 @@ class Store:
                 log.warning("what is over could not be removed from the store: %s", error)
         finally:
             self._db.close()
+
+
+def _name_of(declared: m.DeclareFunction | m.DeclareEnvironment) -> str:
+    return declared.function if isinstance(declared, m.DeclareFunction) else declared.key
 
 
 def _apart(submit: m.Submit) -> tuple[bytes, int, bytes | None]:

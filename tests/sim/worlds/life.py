@@ -25,7 +25,7 @@ MB, GB = 10**6, 10**9
 TROUBLED = 240.0  # seconds in which trouble is made
 ENDS = 5000.0  # seconds: by then everything is over, or something hangs
 SETTLED = 280.0  # seconds after which nobody is missed any more
-POLICY = Policy(patience=5.0, recovery=20.0, client_grace=60.0)
+POLICY = Policy(patience=5.0, recovery=20.0, client_grace=60.0, idle=0)
 LENIENT = replace(POLICY, lost_max=1000, refused_max=1000, deaths_before_alone=1000)
 STRANGE = ("slow", "mute", "failing", "lying")
 TROUBLES = (

@@ -62,6 +62,8 @@ class Store:
                 self.sessions.pop(key, None)
             case c.SaveDeclared(declared):
                 self.declared.append(declared)
+            case c.ForgetDeclared(name):
+                self.declared = [d for d in self.declared if name not in (getattr(d, "function", ""), getattr(d, "key", ""))]
             case c.SaveTask(session, submit, copy_of):
                 if submit.task in self._forgotten:
                     self._forgotten.remove(submit.task)

@@ -35,7 +35,7 @@ from lfm_worker.core.worker import Settings, WorkerCore
 from lfm_worker.shell.interpreters import Interpreters
 from lfm_worker.shell.peers import Peers
 from lfm_worker.shell.places import Cache, Home
-from lfm_worker.shell.prepare import Preparation, cause_of, unpack_overlay
+from lfm_worker.shell.prepare import InThread, Preparation, cause_of
 from lfm_worker.shell.processes import Signals, become_subreaper, kill_orphans, notify
 from lfm_worker.shell.transfers import LOOK_EVERY, Ask, Transfers
 from lfm_worker.shell.unpack import is_ready
@@ -84,7 +84,7 @@ class Worker:
         self._events: deque[e.Event] = deque()
         self._poller = zmq.Poller()
         self._peers = Peers(file, lambda: self._dialer.address, self._poller) if options.peers else None
-        self._preparations: dict[int, Preparation] = {}  # by descriptor
+        self._preparations: dict[int, Preparation | InThread] = {}  # by descriptor
         self._readers: dict[int, Callable[[], None]] = {}
         self._terminated = False
         self._orphans = False
@@ -365,12 +365,10 @@ class Worker:
                 return
             if data is None and item.kind == "overlay":
                 data = self._small(item)
-            if data is not None:
-                unpack_overlay(data, item.digest, into)
-                self._prepared(e.Prepared(item, len(data), 0.0))
-                return
-            preparation = Preparation(item, self._transfers.own.path(item.digest), into)
-        except Exception as error:  # a damaged archive raises whatever it likes
+            preparation: Preparation | InThread = (
+                Preparation(item, self._transfers.own.path(item.digest), into) if data is None else InThread(item, data, into)
+            )
+        except Exception as error:
             self._handle(e.PrepareFailed(item, f"{item.kind} cannot be unpacked: {error}", cause_of(error)))
             return
         self._preparations[preparation.fileno()] = preparation
@@ -381,7 +379,7 @@ class Worker:
         archive = self._transfers.own.path(overlay.digest)
         return archive.read_bytes() if archive.exists() and archive.stat().st_size <= SMALL_OVERLAY else None
 
-    def _progress(self, preparation: Preparation) -> None:
+    def _progress(self, preparation: Preparation | InThread) -> None:
         fd = preparation.fileno()
         event = preparation.receive()
         if event is None:
@@ -435,7 +433,7 @@ class Worker:
             self._handle(e.StopAsked("its owner has gone"))
 
     def _known(self) -> set[int]:
-        return self._interpreters.pids() | {p.pid for p in self._preparations.values()}
+        return self._interpreters.pids() | {p.pid for p in self._preparations.values() if isinstance(p, Preparation)}
 
     def _watch(self, fd: int, reader: Callable[[], None]) -> None:
         self._readers[fd] = reader

@@ -1,4 +1,4 @@
-"""Unpacks an archive in a process of its own, so that the worker's loop never waits for a disk.
+"""Unpacks an archive in a process of its own, or a small one in a thread, so that the worker's loop never waits for a disk.
 
 ``python -m lfm_worker.shell.prepare environment|overlay ARCHIVE DIGEST INTO`` prints lines of JSON on stdout:
 ``{"done", "total"}`` now and then, at last ``{"bytes"}`` or ``{"reason", "cause"}``.  Dies with the worker.
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -139,6 +140,47 @@ class Preparation:
         self._pipe.close()
         self._process.kill()
         self._process.wait()
+
+
+class InThread:
+    """The same for a small overlay, which takes less to unpack than a process to start.
+
+    Not in the loop's own thread: hundreds of files take 20 to 200 ms.
+    """
+
+    far = None
+
+    def __init__(self, item: Item, data: bytes, into: Path) -> None:
+        self.item = item
+        self._event: e.Prepared | e.PrepareFailed | None = None
+        self._over, self._open = os.pipe()
+        self._thread = threading.Thread(target=self._work, args=(data, into), name="unpack", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # no more threads for this user
+            self._work(data, into)
+
+    def _work(self, data: bytes, into: Path) -> None:
+        try:
+            unpack_overlay(data, self.item.digest, into)
+            self._event = e.Prepared(self.item, len(data), 0.0)
+        except Exception as error:  # a damaged archive raises whatever it likes
+            self._event = e.PrepareFailed(self.item, f"overlay cannot be unpacked: {error}", cause_of(error))
+        finally:
+            os.close(self._open)
+
+    def fileno(self) -> int:
+        return self._over
+
+    def receive(self) -> e.Prepared | e.PrepareFailed | None:
+        self.close()
+        return self._event
+
+    def close(self) -> None:
+        """Wait for its end, which is near."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        os.close(self._over)
 
 
 class Lines:
