@@ -50,7 +50,7 @@ class Terminal:
     def width(self) -> int:
         """Columns that a line may take."""
         try:
-            return max(1, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
+            return (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1  # 0: nobody has told it
         except (OSError, ValueError, AttributeError):
             return 79
 

@@ -54,7 +54,7 @@ def own(): sys.stderr.write("\\r" + OWN); sys.stderr.flush()
 class Terminal:
     """A child on a terminal of its own."""
 
-    def __init__(self, script: str, session: str = SESSION, **environment: str) -> None:
+    def __init__(self, script: str, session: str = SESSION, unsized: bool = False, **environment: str) -> None:
         self.screen = pyte.Screen(COLUMNS, ROWS)
         self._stream = pyte.ByteStream(self.screen)
         theirs, self._words = os.pipe()
@@ -71,7 +71,7 @@ class Terminal:
                 os._exit(127)
         os.close(theirs)
         os.close(tells)
-        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *((0, 0) if unsized else (ROWS, COLUMNS)), 0, 0))
         self.ended = False
 
     def say(self, word: str) -> None:
@@ -115,8 +115,8 @@ class Terminal:
 
 
 @contextmanager
-def terminal(script: str, session: str = SESSION, **environment: str) -> Iterator[Terminal]:
-    one = Terminal(script, session, **environment)
+def terminal(script: str, session: str = SESSION, unsized: bool = False, **environment: str) -> Iterator[Terminal]:
+    one = Terminal(script, session, unsized, **environment)
     try:
         yield one
     finally:
@@ -209,6 +209,14 @@ def test_a_terminal_that_knows_no_bars() -> None:
     with terminal("futures[0].result()", TERM="dumb") as seen:
         (line,) = seen.to_the_end("tell('build', 3, 10); tell('ready'); futures[0].set_result(1)")
         assert line.startswith("lfm: environment with numpy (+1): ready after")
+
+
+def test_a_terminal_whose_size_nobody_has_told() -> None:
+    with terminal("own()\nfutures[0].result()", unsized=True) as seen:
+        seen.shows(OWN)
+        seen.say("tell('build', 3, 10)")
+        seen.shows("lfm: numpy (+1): building", "30%")
+        assert seen.to_the_end("futures[0].set_result(1)") == [OWN]
 
 
 def test_a_terminal_that_is_stopped_holds_nobody() -> None:
