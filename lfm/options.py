@@ -6,6 +6,7 @@ Pure.  Knows nothing of sessions or messages but the Request that a call carries
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -157,6 +158,17 @@ def _expected(value: Any) -> Expected:
     return Expected(**{name: _READERS[name](amount) for name, amount in value.items() if amount is not None})
 
 
+def _environment(value: Any) -> Any:
+    if not isinstance(value, str | os.PathLike):
+        lines = tuple(value) if isinstance(value, Iterable) else ()
+        if not isinstance(value, Iterable) or not all(isinstance(line, str) for line in lines):
+            raise TypeError("must be a list of requirements, or the path of an environment.yml, a requirements.txt or a conda-pack tarball")
+        if not lines:
+            raise ValueError("names no requirement")
+        return lines
+    return value
+
+
 _EXPECTED = ("cores", "memory", "disk", "wall_time")
 _READERS: dict[str, Callable[[Any], Any]] = {
     "cores": _above_zero(_at_most(MOST_CORES, _number)),
@@ -170,7 +182,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "category": _text,
     "imports": _names,
     "exclude": _names,
-    "environment": lambda value: value,
+    "environment": _environment,
     "expect": _expected,
     "labels": _labels,
     "strategy": _strategy,

@@ -46,14 +46,14 @@ def token(environment: Environment) -> object:
 def plan(environment: Environment) -> tuple[Plan, str]:
     """The plan for an explicit environment, and its name for people.  AnalysisError if it makes no sense."""
     if not isinstance(environment, str | os.PathLike):
-        return _specified(Specification("", tuple(str(line).strip() for line in environment)))
+        return _specified(Specification("", tuple(str(line).strip() for line in environment)), "environment=[]")
     path = _path(environment)
     if path.endswith(TARBALLS):
         return _tarball(path)
     if path.endswith((".yml", ".yaml")):
-        return _specified(read_yaml(path))
+        return _specified(read_yaml(path), path)
     if path.endswith(".txt"):
-        return _specified(Specification("", tuple(read_requirements(path))))
+        return _specified(Specification("", tuple(read_requirements(path))), path)
     raise AnalysisError(
         f"environment={os.fspath(environment)!r} is none: give a list of requirements, an environment.yml, "
         f"a requirements.txt or a tarball made by conda-pack"
@@ -68,13 +68,14 @@ def _text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise AnalysisError(f"environment={path!r} cannot be read: {error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise AnalysisError(f"environment={path!r} cannot be read: {why}", file=path) from None
 
 
-def _specified(wanted: Specification) -> tuple[Plan, str]:
+def _specified(wanted: Specification, where: str) -> tuple[Plan, str]:
     lines = tuple(sorted(dict.fromkeys(line for line in wanted.requirements if line)))
     if not lines:
-        raise AnalysisError("environment= names no requirement")
+        raise AnalysisError(f"{where} names no requirement")
     this, channels = interpreter.this(), wanted.channels
     shown = wanted.name or ", ".join(lines[:3]) + (f" (+{len(lines) - 3})" if len(lines) > 3 else "")
     made = Plan(
@@ -147,7 +148,7 @@ def read_yaml(path: str) -> Specification:
                 name = _scalar(value)
             elif section in found and value:
                 if not (value.startswith("[") and value.endswith("]")):
-                    raise AnalysisError(f"{path}:{number}: {section} must be a list", file=path, line=number)
+                    raise AnalysisError(f"{path}:{number}: {section} must be a list: items that begin with '-', one a line", file=path, line=number)
                 found[section] += [_scalar(part) for part in value[1:-1].split(",") if part.strip()]
         elif section in found:
             raise AnalysisError(f"{path}:{number}: {bare!r} is not understood here", file=path, line=number)

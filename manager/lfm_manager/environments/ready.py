@@ -22,7 +22,13 @@ def take(plan: Plan, work: Path, report: Report) -> tuple[archive.Packed, dict[s
     shutil.copyfile(source, copy)
     digest = archive.sha256(copy)
     report("verify", 0, 1, "")
-    warnings = verify.verify(copy, digest, work / "elsewhere", plan.verify, ())
+    try:
+        warnings = verify.verify(copy, digest, work / "elsewhere", plan.verify, ())
+    except BuildFailed as error:
+        reason = error.reason.replace(copy.name, source.name)
+        raise BuildFailed(
+            f"{source}: {reason}", module=error.module, hint=error.hint or "is it a tarball made by conda-pack, and whole?"
+        ) from error
     prefix = work / "elsewhere" / digest
     python = interpreter.describe(str(prefix / "bin" / "python"))
     files = [path for path in prefix.rglob("*") if path.is_file() and not path.is_symlink()]
