@@ -15,7 +15,8 @@ from lfm_worker.core import events as e
 from lfm_worker.core.items import Item, evict
 from lfm_worker.core.outbox import KEEP_S, Outbox
 from lfm_worker.core.room import Room
-from lfm_worker.core.worker import QUIET, TOO_LONG, Settings, WorkerCore
+from lfm_worker.core.runs import QUIET, TOO_LONG
+from lfm_worker.core.worker import Settings, WorkerCore
 
 GB = 10**9
 ENV = Blob(Digest("e" * 64), 30_000_000)
