@@ -64,27 +64,27 @@ def _told(result: wire.Result) -> Outcome:
 
 def usage_of(over: host.Over) -> Usage | None:
     """What a call used: its own figures where it could still tell them, its monitor's otherwise, both as bounds."""
-    report, result = over.report, over.result
+    report, figures = over.report, over.result.figures if over.result else None
     if report is None or not report.flags & wire.STARTED:
         return None
     low, high, by = report.memory_low, report.memory_high, wire.MEMORY_BY[report.memory_by]
     processes = report.processes
     if by == "cgroup":
-        if result is not None and result.children:
+        if figures is not None and figures.children:
             processes = max(processes, 2)
-        if result is not None and processes == 1 and not report.flags & wire.STRAY and low < 1.05 * result.memory_high + KERNEL:
-            exact = max(result.memory_low, min(high, result.memory_high))
-            low, high, by = max(result.memory_low, min(low - KERNEL, exact)), exact, "self"
-    elif result is not None:
-        low, high = max(low, result.memory_low), max(high if processes > 1 else low, result.memory_high)
+        if figures is not None and processes == 1 and not report.flags & wire.STRAY and low < 1.05 * figures.memory_high + KERNEL:
+            exact = max(figures.memory_low, min(high, figures.memory_high))
+            low, high, by = max(figures.memory_low, min(low - KERNEL, exact)), exact, "self"
+    elif figures is not None:
+        low, high = max(low, figures.memory_low), max(high if processes > 1 else low, figures.memory_high)
         by = "self" if processes == 1 else by
-        if result.children and (processes == 1 or result.children > result.before + high + UNSEEN):
+        if figures.children and (processes == 1 or figures.children > figures.before + high + UNSEEN):
             # it waited for processes that lived, or grew, between two looks
-            processes, high, by = max(2, processes), max(high, result.memory_high + result.children), "poll"
-    if result is None and by != "cgroup":
+            processes, high, by = max(2, processes), max(high, figures.memory_high + figures.children), "poll"
+    if figures is None and by != "cgroup":
         high = max(high, report.peak_rss)
     low, high = min(low + report.warm, MOST), min(high + report.warm, MOST)
-    wall = over.wall_s if result is None else result.wall_s
+    wall = over.wall_s if figures is None else figures.wall_s
     cores = report.cpu_s / wall if wall > 0 else 0.0
     return Usage(
         wall_s=wall,
@@ -95,8 +95,8 @@ def usage_of(over: host.Over) -> Usage | None:
         memory_low=low,
         memory_by=by,
         disk=max(report.disk, over.disk),
-        read=report.read,
-        written=report.written,
+        read=min(report.read, MOST),
+        written=min(report.written, MOST),
         processes=processes,
         threads=report.threads,
         gpu_memory=report.gpu_memory,

@@ -332,16 +332,16 @@ def _look_last(shared: mmap.mmap, first: int) -> tuple[int, int]:
     figures = memoryview(page.figures(shared))
     _, base, base_files = page.base(shared)
     files = -1
-    if first or page.read_figures(figures, 0)[1] > _WORTH_A_LOOK:
+    if first or page.read_figures(figures, 0).memory_low > _WORTH_A_LOOK:
         files = max(0, mapped_files() - (first or base_files // page.KB))
         if first:
             page.FILES.pack_into(shared, page.FILES_AT, first, files)
             page.NUMBER.pack_into(shared, page.LEARN_AT, 1)  # the next is an ordinary one
-    _, low, high, *_ = page.read_figures(figures, files)
-    if high - low <= _UNSURE:
+    found = page.read_figures(figures, files)
+    if found.memory_high - found.memory_low <= _UNSURE:
         return 0, files
     grown = files if files >= 0 else page.NUMBER.unpack_from(shared, page.FILES_AT + 8)[0]
-    return exact(low, base + grown * page.KB), files
+    return exact(found.memory_low, base + grown * page.KB), files
 
 
 def settle_rest(work: tuple[Any, ...], rest: tuple[Any, ...], channel: int, shared: mmap.mmap) -> None:

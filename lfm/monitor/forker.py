@@ -122,7 +122,7 @@ class CloneForker:
         if warm:
             self._known.forget()
             self._loading = True
-        self._known.write()
+        self._known.write(self.loaded)
         try:
             if warm:
                 self._socket.send(WARM)
@@ -245,15 +245,18 @@ def _fork_for_ever(ends: Ends, asked: int, own: _Own) -> NoReturn:
         spots = native.random_spots()
         answer.pages = pages = native.Pages(own.writable())
         loop, receive, measure, respond = native.make(
-            shared, channel, buffer, socket=asked, parent=parent, flags=linux.CLONE_PARENT, spots=spots, pages=pages
-        )
+            shared, channel, buffer, socket=asked, parent=parent, flags=linux.CLONE_PARENT, spots=spots, pages=pages,
+            output=(ends.stdout, ends.stderr),
+        )  # fmt: skip
         if not loop():
             break
         if shared[page.SAID_AT] != WARM[0]:
             os._exit(0)  # the monitor is gone, or no process can be had
         shared[page.SAID_AT] = 0
         warm = _load(os.read(asked, 16384), ends, own)
-        os.write(asked, _SAID.pack(_LOADED, max(0, own.resident() - empty)))
+        held = max(0, own.resident() - empty)
+        os.write(asked, _SAID.pack(_LOADED, held))
+        page.NUMBER.pack_into(shared, page.HELD_AT, held)
     if spots is None:
         reseed()
     if hooks:

@@ -24,10 +24,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lfm.monitor import sandbox, template, wire
+from lfm.monitor import page, sandbox, template, wire
 from lfm.monitor.seat import Job, Key, Seat
 
+CACHED = 1 << 20  # bytes read and written from which a group counts files that no process shows
 WATCH_AFTER = 0.010  # seconds that a call runs before its monitor is woken to watch it
+LEAVE_WITHIN = 0.1  # seconds that the next call waits for the process of one that is over
 IDLE_OTHERS = 8  # idle slots with other functions loaded; the longest idle goes for a new one
 FUNCTIONS = 1000  # remembered
 IDLE_AFTER = 30.0  # seconds after which a slot beyond the first is let go
@@ -91,8 +93,11 @@ class Host:
         self._epoll = select.epoll()
         self._slots: dict[int, Seat] = {}
         self._by_fd: dict[int, Seat] = {}
+        self._by_channel: dict[int, Seat] = {}
         self._idle: deque[Seat] = deque()
         self._running: dict[int, Seat] = {}
+        self._leaving: deque[Seat] = deque()  # whose call is over, and its process not yet; oldest first
+        self._late: deque[tuple[float, int]] = deque()  # when a call has waited long enough for one of these
         self._young: deque[Seat] = deque()  # began lately, not watched yet; oldest first
         self._closing: set[int] = set()  # slots that were told to go
         self._loaded: dict[Key, bool] = {}  # functions that a call has loaded well: True; that a forker could not: False
@@ -142,33 +147,61 @@ class Host:
 
     # -- calls
 
-    def start(self, work: wire.Work, limits: wire.Limits = wire.Limits(), fds: Sequence[int] = ()) -> None:  # noqa: B008
+    def start(
+        self, work: wire.Work, limits: wire.Limits = wire.Limits(), fds: Sequence[int] = (), hurry: bool = True  # noqa: B008
+    ) -> None:  # fmt: skip
         """Run it as soon as a slot is there; ``Began`` and ``Over`` will tell.
 
         A call's directory is its slot's, and is empty again at its end.  A command's directory is only its working
-        directory, and is never removed.
+        directory, and is never removed.  ``hurry``: say what it gave before its process has ended, if that is all there is
+        to tell; where the next call waits already, one wake-up for both costs less.
         """
         if self._gone:
             self._say(Over(work.id, None, None, self._gone, unsent=True))
             return
+        job = Job(work, limits, tuple(fds), hurry)
         seat = self._choose((work.code, work.overlay))
-        if not work.command:
+        if seat.leaving:
+            seat.next, self._running[work.id] = job, seat
+            self._late.append((time.monotonic() + LEAVE_WITHIN, work.id))
+        else:
+            self._give(seat, job)
+
+    def _give(self, seat: Seat, job: Job) -> None:
+        if not job.work.command:
             try:
-                work = work._replace(sandbox=seat.box.take().path)
+                job = job._replace(work=job.work._replace(sandbox=seat.box.take().path))
             except OSError:
-                seat.idle_since = time.monotonic()
-                self._idle.append(seat)
+                self._vacate(seat)
                 raise
-        self._dispatch(seat, Job(work, limits, tuple(fds)))
+        self._dispatch(seat, job)
+
+    def _give_next(self, job: Job, seat: Seat | None = None) -> None:
+        """What has waited for a slot gets it, or a new one."""
+        self._running.pop(job.work.id, None)
+        try:
+            if self._gone:
+                raise OSError(self._gone)
+            self._give(seat or self._new_slot(), job)
+        except OSError as error:
+            self._say(Over(job.work.id, None, None, f"the worker cannot start it: {error}", unsent=True))
+
+    def _waits(self, id: int) -> Seat | None:
+        """Where a call waits for the end of another's process."""
+        seat = self._running.get(id)
+        return seat if seat is not None and seat.next is not None and seat.next.work.id == id else None
 
     def kill(self, id: int) -> None:
-        slot = self._running.get(id)
-        if slot is not None:
+        if (seat := self._waits(id)) is not None:
+            seat.next = None
+            del self._running[id]
+            self._say(Over(id, None, wire.quiet(id)._replace(flags=0, verdict=wire.VERDICTS.index("killed"))))
+        elif (slot := self._running.get(id)) is not None:
             self._tell(slot, wire.simple(wire.KILL, id))
 
     def raise_memory(self, id: int, memory: int) -> None:
         slot = self._running.get(id)
-        if slot is not None and slot.job is not None:
+        if slot is not None and slot.job is not None:  # nobody can have seen one that waits for a slot grow
             slot.job = slot.job._replace(limits=slot.job.limits._replace(memory=memory))
             if slot.watched:
                 self._tell(slot, wire.raise_memory(id, memory))
@@ -179,13 +212,16 @@ class Host:
         return slot.output(stdout_from, stderr_from) if slot is not None else []
 
     def _choose(self, key: Key) -> Seat:
-        """An idle slot that has this function loaded, else one that has none, else a new one.
+        """An idle slot that has this function loaded, else one that has none, else one whose call's process is about to
+        end, else a new one.
 
         Of equals the second that became idle last: its next process is surely made by now, while surplus slots
         stay idle until they are let go.
         """
         fits = [slot for slot in self._idle if slot.key == key] or [slot for slot in self._idle if slot.key is None]
         if not fits:
+            if leaving := [slot for slot in self._leaving if slot.next is None and slot.key in (key, None)]:
+                return leaving[0]
             while len(self._idle) >= IDLE_OTHERS:
                 self._retire(self._idle[0])
             return self._new_slot()
@@ -202,12 +238,14 @@ class Host:
             pass  # the template is dying: its end will be heard, and the call be told lost
         self._slots[slot.number] = slot
         self._by_fd[slot.control.fileno()] = slot
+        self._by_channel[slot.channel.fileno()] = slot
         self._epoll.register(slot.control, select.EPOLLIN)
         return slot
 
     def _dispatch(self, slot: Seat, job: Job) -> None:
-        slot.job, slot.watched, slot.over = job, False, None
+        slot.job, slot.watched, slot.over, slot.result = job, False, None, None
         self._running[job.work.id] = slot
+        self._listen(slot, job.hurry)
         try:
             slot.channel.send(wire.work(job.work))
             if job.fds:
@@ -251,6 +289,10 @@ class Host:
         while self._young and (self._young[0].job is None or self._young[0].watched):
             self._young.popleft()
         due = self._young[0].began + WATCH_AFTER if self._young else None
+        while self._late and self._waits(self._late[0][1]) is None:
+            self._late.popleft()
+        if self._late:
+            due = self._late[0][0] if due is None else min(due, self._late[0][0])
         if len(self._idle) > 1:
             idle = self._idle[0].idle_since + IDLE_AFTER
             due = idle if due is None else min(due, idle)
@@ -264,6 +306,11 @@ class Host:
                 slot.watched = True
                 job = slot.job
                 self._tell(slot, wire.watch(job.work.id, slot.began, job.limits, job.work.sandbox))
+        while self._late and self._late[0][0] <= now:
+            id = self._late.popleft()[1]
+            if (seat := self._waits(id)) is not None and (waits := seat.next) is not None:
+                seat.next = None
+                self._give_next(waits)
         while len(self._idle) > 1 and self._idle[0].idle_since + IDLE_AFTER <= now:
             self._retire(self._idle.popleft())
 
@@ -274,6 +321,8 @@ class Host:
         for fd, _ in self._epoll.poll(0):
             if fd == self._control.fileno():
                 self._hear_template()
+            elif (slot := self._by_channel.get(fd)) is not None:
+                self._hear_call(slot)
             elif (slot := self._by_fd.get(fd)) is not None:
                 self._hear_slot(slot)
         news, self._news, self._urgent = self._news, [], False
@@ -312,7 +361,9 @@ class Host:
                 self._epoll.unregister(slot.control)
             return False
         kind = data[0]
-        if kind == wire.REPORT:
+        if kind == wire.ENDED:
+            self._over(slot, wire.quiet(wire.read_simple(data)[0]), quiet=True)
+        elif kind == wire.REPORT:
             self._over(slot, wire.read_report(data))
         elif kind == wire.READY:
             slot.ready, slot.pid = True, wire.read_simple(data)[0]
@@ -325,16 +376,52 @@ class Host:
         elif kind == wire.NEAR and slot.job is not None:
             _, measured, limit = wire.read_near(data)  # whose number is the page's, where a call could write another's
             self._say(Near(slot.job.work.id, measured, limit))
-        elif kind == wire.CLEANED and slot.over is not None:
+        elif kind == wire.CLEANED:
             slot.box.forget()
-            self._finish(slot, slot.over._replace(disk=wire.read_simple(data)[0]))
+            if slot.over is not None:
+                self._finish(slot, slot.over._replace(disk=wire.read_simple(data)[0]))
+            elif slot.leaving:
+                self._vacate(slot)
         return bool(slot.files)
 
-    def _over(self, slot: Seat, report: wire.Report) -> None:
+    def _hear_call(self, slot: Seat) -> None:
+        """The call has said what came of it.  If that is all there is to tell it is over, though its process has yet to end."""
         job = slot.job
-        if job is None:  # an idle process ended; the monitor makes another
+        if job is None or slot.result is not None or not self._take_result(slot, job.work.id):
+            self._listen(slot, False)  # more than it has to say, and so it could go on: the rest is read at its end
             return
+        result = slot.result
+        if result is None or slot.watched or not self._is_all_told(result) or not slot.box.untouched():
+            return
+        slot.leaving = job.work.id
+        self._leaving.append(slot)
+        self._learn(slot, job, result)
+        self._tell_over(slot, Over(job.work.id, result, wire.quiet(job.work.id, result.figures)))
+
+    def _listen(self, slot: Seat, live: bool) -> None:
+        if slot.live != live:
+            slot.live = live
+            if live:
+                self._epoll.register(slot.channel, select.EPOLLIN)
+            else:
+                self._epoll.unregister(slot.channel)
+
+    def _is_all_told(self, result: wire.Result) -> bool:
+        figures = result.figures
+        if not figures.quiet:
+            return False
+        return not self.told.get("cgroup") or sum(page.read_io(figures.io)) < CACHED
+
+    def _over(self, slot: Seat, report: wire.Report, quiet: bool = False) -> None:
+        """Nothing of the call is left.  ``quiet``: its own figures are all there is to tell."""
+        job = slot.job
+        if job is None:
+            if slot.leaving:
+                self._left(slot, report)
+            return  # else an idle process ended; the monitor makes another
         result = self._result(slot, job.work.id)
+        if quiet and result is not None:
+            report = wire.quiet(report.id, result.figures)
         wall = time.monotonic() - slot.began
         if report.stdout or report.stderr or report.fault:
             out, err, fault = slot.take_output(report)
@@ -346,30 +433,60 @@ class Host:
             self._drop(slot, lost, over)
             return
         if not job.work.command and not slot.box.untouched():
-            owned = slot.box.owned
-            if owned is not None and os.path.lexists(owned.path):
+            if slot.box.is_there():
                 # something is in it: its monitor sees to that, so that a busy disk does not hold up the loop of
                 # whoever runs us
                 slot.over = over
-                self._tell(slot, wire.clean(owned))
+                self._tell(slot, wire.clean(slot.box.take()))
                 return
             slot.box.forget()
         self._finish(slot, over)
+
+    def _left(self, slot: Seat, report: wire.Report) -> None:
+        """The process of a call that was over before has ended: what else it did is nobody's."""
+        self._result(slot, slot.leaving)
+        if report.stdout or report.stderr or report.fault:
+            slot.take_output(report)
+        if report.status or report.flags & wire.STRAY:
+            slot.key = None  # its forker was replaced
+        slot.broken |= report.id != slot.leaving
+        if not slot.broken and not slot.box.untouched() and slot.box.is_there():
+            self._tell(slot, wire.clean(slot.box.take()))
+            return
+        self._vacate(slot)
 
     def _finish(self, slot: Seat, over: Over) -> None:
         assert slot.job is not None and over.report is not None
         if over.report.status or over.report.flags & wire.STRAY:
             slot.key = None  # its forker was replaced
-        elif over.result is not None and over.result.kind == wire.RETURNED:
-            self._remember_loaded((slot.job.work.code, slot.job.work.overlay))
+        else:
+            self._learn(slot, slot.job, over.result)
+        self._tell_over(slot, over)
+        self._vacate(slot)
+
+    def _tell_over(self, slot: Seat, over: Over) -> None:
         self._running.pop(over.id, None)
         self._say(over)
         slot.job = slot.over = None
+
+    def _vacate(self, slot: Seat) -> None:
+        if slot.leaving:
+            slot.leaving = 0
+            self._leaving.remove(slot)
         if slot.broken:
             self._forget(slot)
             return
+        if (job := slot.next) is not None:
+            slot.next = None
+            self._give_next(job, slot)
+            return
         slot.idle_since = time.monotonic()
         self._idle.append(slot)
+
+    def _learn(self, slot: Seat, job: Job, result: wire.Result | None) -> None:
+        """A function that was loaded well may be loaded ahead of need."""
+        if result is not None and result.kind == wire.RETURNED:
+            self._remember_loaded((job.work.code, job.work.overlay))
 
     def _remember_loaded(self, key: Key) -> None:
         if key not in self._loaded:
@@ -378,23 +495,29 @@ class Host:
                 del self._loaded[next(iter(self._loaded))]
 
     def _result(self, slot: Seat, id: int) -> wire.Result | None:
-        """What the call itself sent: the first message that is one and names it."""
-        found = None
-        while True:
+        """What the call itself sent: the first message that is one and names it.  Its channel is empty afterwards."""
+        while self._take_result(slot, id):
+            pass
+        found, slot.result = slot.result, None
+        return found
+
+    def _take_result(self, slot: Seat, id: int) -> bool:
+        """Take one message of the call's; whether there was one."""
+        try:
+            size = slot.channel.recv_into(self._buffer)
+        except OSError:
+            return False
+        if not size:
+            slot.broken = True  # a call has shut its channel down, and so that of all that would follow
+            return False
+        if slot.result is None:
             try:
-                size = slot.channel.recv_into(self._buffer)
-            except OSError:
-                return found
-            if not size:
-                slot.broken = True  # a call has shut its channel down, and so that of all that would follow
-                return found
-            if found is None:
-                try:
-                    told = wire.read_result(memoryview(self._buffer)[:size])
-                except ValueError:
-                    continue
-                if told.id == id:
-                    found = told
+                told = wire.read_result(memoryview(self._buffer)[:size])
+            except ValueError:
+                return True
+            if told.id == id:
+                slot.result = told
+        return True
 
     # -- ends
 
@@ -405,9 +528,14 @@ class Host:
     def _forget(self, slot: Seat) -> None:
         self._slots.pop(slot.number, None)
         self._by_fd.pop(slot.control.fileno(), None)
-        if slot in self._idle:
-            self._idle.remove(slot)
+        self._by_channel.pop(slot.channel.fileno(), None)
+        for queue in (self._idle, self._leaving):
+            if slot in queue:
+                queue.remove(slot)
         slot.close()
+        if (job := slot.next) is not None:
+            slot.next = None
+            self._give_next(job)
 
     def _drop(self, slot: Seat, lost: str, over: Over | None = None) -> None:
         """A slot is of no more use; what ran in it is over."""
@@ -456,6 +584,7 @@ class Host:
             if slot.job is not None and slot.box.owned is not None:
                 held.append(slot.box.owned)
                 slot.box.forget()  # until nothing runs in it
+            slot.next = None
             self._forget(slot)
         self._running.clear()
         self._control.close()

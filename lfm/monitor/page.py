@@ -10,12 +10,11 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Callable
+from typing import NamedTuple
 
 KB = 1024
 ID, NUMBER, TIME = struct.Struct("<Q"), struct.Struct("<q"), struct.Struct("<qq")
-RUSAGE = struct.Struct(
-    "<5q24xq"
-)  # the first half of struct rusage: user and system time, peak memory (kB), faults
+RUSAGE = struct.Struct("<5q24xq")  # the first half of struct rusage: user and system time, peak memory (kB), faults
 
 ID_AT = 0  # of the running call; 0: none began
 PID_AT = 56  # of the call's process, written by the kernel as it is made
@@ -29,13 +28,16 @@ AFTER_AT = 272  # after it,
 CHILDREN_AT = 416  # and of the processes that it waited for
 BEGAN_AT = 560  # struct timespec, monotonic
 ENDED_AT = 576
+QUIET_AT = 592  # 1: the call has printed nothing and has no other process, so that its figures are all there is to tell
+HELD_AT = 600  # bytes that the forker holds for a function that it has loaded
+IO_AT = 608  # the beginning of its /proc/self/io
+IOVEC_AT = 672
+PRINTED_AT = 712  # 1: the monitor has taken something out of its pipes
 PAGES_AT = 1024  # how many pages calls write to, and their addresses: they are copied before there is work
 MOST_PAGES = 255  # so much of a call's memory may be taken for what all calls need
 END_AT = PAGES_AT + 8  # of what a new forker must not find
-FIGURES = slice(FILES_AT, 592)  # what goes with the answer
-_FIGURES = struct.Struct(
-    "<16x32xq24xq72x 32xq24xq72x 32xq104x 4q"
-)  # FILES and what is not used of each left out
+FIGURES = slice(FILES_AT, IOVEC_AT)  # what goes with the answer
+_FIGURES = struct.Struct("<16x 4qq24xq72x 4qq24xq72x 32xq104x 4q 2q 64s")  # FILES and what is not used of each left out
 PAGES = struct.Struct(f"<{MOST_PAGES + 1}q")
 FILES = struct.Struct("<2q")
 FIGURES_SIZE = _FIGURES.size
@@ -65,8 +67,9 @@ class Known:
         """The forker has changed: it is to be found out anew."""
         self.step, self._files, self._pages = 0, bytes(FILES.size), bytes(8)
 
-    def write(self) -> None:
+    def write(self, held: int) -> None:
         """For the next call, over whatever the last one made of it."""
+        NUMBER.pack_into(self._shared, HELD_AT, held)
         self._shared[LEARN_AT:BEFORE_AT] = NUMBER.pack(self.step) + self._files
         self._shared[PAGES_AT : PAGES_AT + len(self._pages)] = self._pages
 
@@ -108,19 +111,50 @@ def base(shared: mmap.mmap) -> tuple[float, int, int]:
     return user + system + (user_us + system_us) / 1e6, peak * KB, files * KB
 
 
+def quiet(shared: mmap.mmap) -> bool:
+    return bool(NUMBER.unpack_from(shared, QUIET_AT)[0] == 1)
+
+
 def figures(shared: mmap.mmap) -> bytes:
     return shared[FIGURES]
 
 
-def read_figures(data: memoryview | bytes, files: int) -> tuple[float, int, int, int, int]:
-    """Wall seconds; bytes: memory (a lower and an upper bound), the largest of the processes it waited for, and what
-    it began with.
+class Figures(NamedTuple):
+    """What the kernel says of a call's process, as it says it itself at its end.  Bytes and seconds."""
 
-    ``files``: kB of mapped files that came with the call, if it looked; less than 0: as in the first one.
-    """
-    before, faults_before, after, faults, children, began, began_ns, ended, ended_ns = _FIGURES.unpack(data)
+    wall_s: float
+    cpu_s: float
+    memory_low: int
+    memory_high: int
+    children: int  # the largest of the processes that it waited for
+    before: int  # what it began with
+    quiet: bool
+    held: int
+    io: bytes  # text: bytes read and written
+
+
+def read_figures(data: memoryview | bytes, files: int) -> Figures:
+    """``files``: kB of mapped files that came with the call, if it looked; less than 0: as in the first one."""
+    (
+        user0, user0_us, system0, system0_us, before, faults_before,
+        user1, user1_us, system1, system1_us, after, faults, children,
+        began, began_ns, ended, ended_ns, quiet, held, io,
+    ) = _FIGURES.unpack(data)  # fmt: skip
     if files < 0:
         files = FILES.unpack_from(data)[1]
     low = max(0, after - before - files) * KB  # pages of libraries that were only mapped are nobody's
     high = max(low, (faults - faults_before) * mmap.PAGESIZE)
-    return ended - began + (ended_ns - began_ns) / 1e9, low, high, children * KB, before * KB
+    return Figures(
+        ended - began + (ended_ns - began_ns) / 1e9,
+        user1 + system1 - user0 - system0 + (user1_us + system1_us - user0_us - system0_us) / 1e6,
+        low, high, children * KB, before * KB, quiet == 1, held, io,
+    )  # fmt: skip
+
+
+def read_io(text: bytes) -> tuple[int, int]:
+    """Bytes read and written, of a /proc/PID/io or its beginning."""
+    words = text.split(None, 4)
+    try:
+        return max(0, int(words[1])), max(0, int(words[3]))
+    except (IndexError, ValueError):  # there was none; or a call has written over it
+        return 0, 0

@@ -98,6 +98,9 @@ class Box:
         except OSError:
             return False
 
+    def is_there(self) -> bool:
+        return self.owned is not None and os.path.lexists(self.owned.path)
+
     def forget(self) -> None:
         """It has been removed, or is not to be used again."""
         self.owned = None

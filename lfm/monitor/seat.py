@@ -16,6 +16,7 @@ class Job(NamedTuple):
     work: wire.Work
     limits: wire.Limits
     fds: tuple[int, ...] = ()
+    hurry: bool = True
 
 
 Key = tuple[str, str | None]  # a function: the file of its code, its overlay
@@ -45,6 +46,10 @@ class Seat:
         self.watched = False
         self.box = sandbox.Box(sandboxes)
         self.over: Any = None  # what is to be told once its sandbox is removed
+        self.result: wire.Result | None = None  # what the call has said
+        self.leaving = 0  # the call that was over when it had said so, and whose process has not ended yet
+        self.next: Job | None = None  # that waits for this end
+        self.live = False  # what its call says is heard at once, not only at its end
         self.idle_since = 0.0
         self.key: Key | None = None  # of the function that its forker has loaded, or will have before its next call
 

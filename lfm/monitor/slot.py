@@ -175,6 +175,7 @@ class Monitor:
     # -- output
 
     def _pump(self) -> None:
+        page.NUMBER.pack_into(self.page, page.PRINTED_AT, 1)  # before: or the call would find the pipes empty
         more = [stream.pump() for stream in (self.stdout, self.stderr)]
         if not any(more):
             self.muted = time.monotonic() + MUTE
@@ -212,7 +213,9 @@ class Monitor:
             return
         if any(pending[at] == signal.SIGTERM for at in range(0, len(pending), 128)):
             self._leave()
-        if pid := self._pid():
+        if page.quiet(self.page):
+            self.io = self.page[page.IO_AT : page.IOVEC_AT]
+        elif pid := self._pid():
             self.io = _read_io(pid)
         self._after(reap())
 
@@ -275,7 +278,10 @@ class Monitor:
             for stream in (self.stdout, self.stderr):
                 while stream.pump():
                     pass
-        self.control.send(wire.report(self._report(id, over, flags, breach, base_cpu, base_rss)))
+        if id and not (breach or over.status or flags & wire.STRAY) and self._is_all_told():
+            self.control.send(wire.simple(wire.ENDED, id))
+        else:
+            self.control.send(wire.report(self._report(id, over, flags, breach, base_cpu, base_rss)))
         self.last = id or self.last
         clean = not (breach or flags & wire.STRAY) and over.status == 0
         if clean:
@@ -287,6 +293,12 @@ class Monitor:
         else:
             self.warm, self.warming = b"", 0.0
             self.forker.ask()
+
+    def _is_all_told(self) -> bool:
+        """Whether the call's own figures say all: it says so, and nothing else was seen."""
+        if self.watch or self.group or self.stray_cpu or not page.quiet(self.page):
+            return False
+        return not (self.stdout.total or self.stderr.total or os.lseek(self.fault, 0, os.SEEK_END))
 
     def _empty(self) -> bool:
         """Whether the kernel lists no process of the call: a child leaves these lists only by being reaped."""
@@ -336,7 +348,7 @@ class Monitor:
         self, id: int, over: Reaped, flags: int, breach: Breach | None, base_cpu: float, base_rss: int
     ) -> wire.Report:
         peaks = self.watch.peaks if self.watch else None
-        read, written = _parse_io(self.io)
+        read, written = page.read_io(self.io)
         memory_low, memory_high, memory_by = self._memory()
         cpu = max(0.0, over.cpu - base_cpu) + self.stray_cpu
         if self.group and peaks:  # counts also whom nobody waited for
@@ -376,6 +388,8 @@ class Monitor:
         self.stray_cpu, self.io = 0.0, b""
         page.NUMBER.pack_into(self.page, page.ID_AT, 0)
         page.NUMBER.pack_into(self.page, page.PID_AT, 0)
+        page.NUMBER.pack_into(self.page, page.QUIET_AT, 0)
+        page.NUMBER.pack_into(self.page, page.PRINTED_AT, 0)
         if not clean and self.forker.pid:
             # a call that ended badly shared a process group with the forker: take no chance on its state
             self._drop_forker()
@@ -422,8 +436,3 @@ def _read_io(pid: int) -> bytes:
         return b""
     finally:
         os.close(fd)
-
-
-def _parse_io(text: bytes) -> tuple[int, int]:
-    words = text.split()
-    return (int(words[1]), int(words[3])) if len(words) > 3 else (0, 0)

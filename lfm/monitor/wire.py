@@ -24,7 +24,7 @@ TEXT_LIMIT = 16 * 1024  # characters of an exception's text; a traceback may hav
 # daemon -> monitor
 WATCH, RAISE, KILL, CLEAN, WARM = 1, 2, 3, 4, 5
 # monitor -> daemon
-READY, REPORT, NEAR, CLEANED, COLD = 11, 12, 13, 14, 15
+READY, REPORT, NEAR, CLEANED, COLD, ENDED = 11, 12, 13, 14, 15, 16
 # call -> daemon
 RETURNED, RAISED, BROKEN = 21, 22, 23
 
@@ -103,11 +103,7 @@ class Result(NamedTuple):
 
     kind: int  # RETURNED, RAISED, BROKEN
     id: int
-    wall_s: float
-    memory_low: int
-    memory_high: int
-    children: int  # the largest peak of a process that it waited for; 0: it had none
-    before: int  # bytes resident before the call, of which forks have as many
+    figures: page.Figures
     size: int  # of the payload in the file, 0: it is in ``data``
     texts: tuple[str, str, str, str, str]  # RAISED: type, text, traceback, stage, digest; BROKEN: module, file, line, reason
     data: bytes
@@ -139,6 +135,21 @@ class Report(NamedTuple):
     stderr: int
     fault: int
     memory_by: int
+
+
+def quiet(id: int, figures: page.Figures | None = None) -> Report:
+    """What its monitor would say of a call whose own figures are all there is to tell."""
+    if figures is None:
+        return _QUIET._replace(id=id)
+    read, written = page.read_io(figures.io)
+    return _QUIET._replace(id=id, cpu_s=max(0.0, figures.cpu_s), read=read, written=written, warm=max(0, figures.held))
+
+
+_QUIET = Report(
+    id=0, status=0, verdict=0, flags=STARTED, limit=0.0, measured=0.0, at_s=0.0, cpu_s=0.0, cores_peak=0.0,
+    memory_low=0, memory_high=0, disk=0, read=0, written=0, gpu_memory=0, peak_rss=0, warm=0, processes=1, threads=1,
+    stdout=0, stderr=0, fault=0, memory_by=0,
+)  # fmt: skip
 
 
 def watch(id: int, began: float, limits: Limits, sandbox: str) -> bytes:
@@ -219,7 +230,8 @@ def read_result(data: memoryview | bytes) -> Result:
         )
     if at + size + page.FIGURES_SIZE != len(data) or kind not in (RETURNED, RAISED, BROKEN):
         raise ValueError("not a result")
-    wall_s, low, high, children, before = page.read_figures(data[at + size :], files)
+    figures = page.read_figures(data[at + size :], files)
+    if exact:
+        figures = figures._replace(memory_high=max(figures.memory_low, exact))
     a, b, c, d, e = texts
-    high = max(low, exact) if exact else high
-    return Result(kind, id, wall_s, low, high, children, before, in_file, (a, b, c, d, e), bytes(data[at : at + size]))
+    return Result(kind, id, figures, in_file, (a, b, c, d, e), bytes(data[at : at + size]))

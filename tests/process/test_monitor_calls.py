@@ -61,7 +61,9 @@ class Bench:
         self.poll = select.poll()
         self.poll.register(self.host.fileno(), select.POLLIN)
 
-    def start(self, fn: Callable[..., Any], *args: Any, limits: wire.Limits = wire.Limits(), **work: Any) -> int:  # noqa: B008
+    def start(
+        self, fn: Callable[..., Any], *args: Any, limits: wire.Limits = wire.Limits(), hurry: bool = True, **work: Any  # noqa: B008
+    ) -> int:  # fmt: skip
         self.last += 1
         number = self.last
         data = b"".join(pickle_function(fn)[0])
@@ -71,13 +73,14 @@ class Bench:
         given: dict[str, Any] = {"overlay": str(self.overlay), "id": number, "code": str(code)}
         given["arguments"] = b"".join(payload.pack((args, {}), cloudpickle.dumps))
         given["result"] = str(self.result(number))
-        self.host.start(wire.Work(**given | work), limits)
+        self.host.start(wire.Work(**given | work), limits, hurry=hurry)
         return number
 
     def result(self, number: int) -> Path:
         return self.folder / f"result-{number}"
 
-    def until(self, done: Callable[[], bool]) -> None:
+    def until(self, done: Callable[[], bool], tick: bool = True) -> None:
+        """``tick``: False where time is not to pass, so that no call is watched however slow the machine."""
         end = time.monotonic() + PATIENCE
         while not done():
             assert time.monotonic() < end, "waited too long"
@@ -94,10 +97,11 @@ class Bench:
                         self.near.append(news)
                     case host.Gone(reason):
                         self.gone = reason
-            self.host.tick()
+            if tick:
+                self.host.tick()
 
-    def end(self, number: int) -> tuple[Outcome, Usage | None]:
-        self.until(lambda: number in self.overs)
+    def end(self, number: int, tick: bool = True) -> tuple[Outcome, Usage | None]:
+        self.until(lambda: number in self.overs, tick)
         over = self.overs[number]
         if len(self.overs) == self.last:
             assert [left for box in self.sandboxes.iterdir() for left in box.iterdir()] == []
@@ -115,9 +119,8 @@ class Bench:
     def well(self) -> None:
         """The next calls work, and no process is left but the template, its monitors, forkers and waiting calls."""
         assert self.value(self.run(max, 1, 2)) == 2
-        monitors = set(_children(self.host.pid))
-        assert monitors == {slot.pid for slot in self.host._slots.values()}
-        for monitor in monitors:
+        self.until(lambda: set(_children(self.host.pid)) == {slot.pid for slot in self.host._slots.values()})
+        for monitor in _children(self.host.pid):
             self.until(lambda monitor=monitor: len(_children(monitor)) <= 3)
 
 
@@ -772,7 +775,7 @@ def test_a_function_loaded_once_serves_many_calls(bench: Bench, tmp_path: Path) 
     (bench.overlay / "src" / "mine.py").write_text(
         "import os, pathlib\n"
         f"with open({str(tmp_path / 'loads')!r}, 'a') as f: f.write('x')\n"
-        "def twice(n): return 2 * n, os.getpid()\n"
+        "def twice(n): return 2 * n, (os.readlink('/proc/self/ns/pid'), os.getpid())\n"
     )
     sys.path.insert(0, str(bench.overlay / "src"))
     try:
@@ -830,3 +833,99 @@ def test_a_command_works_in_its_users_directory_which_stays(tmp_path: Path) -> N
             assert outcome_of(over) == Crashed(None, 3)
     assert sorted(path.name for path in home.iterdir()) == ["new", "sub"]
     assert (home / "sub" / "file").read_text() == "stays"
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Iterator[tuple[Bench, Any]]:
+    """A template, and its one slot, whose monitor is stopped: nobody sees the process of its next call end."""
+    bench = Bench(tmp_path)
+    try:
+        bench.well()
+        if bench.host.told["fork"] != "clone":
+            pytest.skip("calls are forked with os.fork here")
+        (seat,) = bench.host._slots.values()
+        made = 3 if bench.host.told["containment"] == "namespace" else 2  # forker, the next call's process, and the first of a namespace
+        bench.until(lambda: seat in bench.host._idle and len(_children(seat.pid)) == made)
+        os.kill(seat.pid, signal.SIGSTOP)
+        try:
+            yield bench, seat
+        finally:
+            if seat.number in bench.host._slots:
+                os.kill(seat.pid, signal.SIGCONT)
+        bench.until(lambda: not seat.leaving or seat.number not in bench.host._slots)
+        bench.well()
+    finally:
+        bench.host.close()
+
+
+def test_a_value_is_told_before_its_process_has_ended(stopped: tuple[Bench, Any]) -> None:
+    """If that is all there is to tell."""
+    bench, seat = stopped
+    number = bench.start(max, 1, 2)
+    outcome, usage = bench.end(number, tick=False)
+    assert bench.value(outcome) == 2 and usage is not None and seat.leaving == number
+    assert usage.wall_s > 0 and usage.memory_by == "self"
+
+
+def _print(text: str) -> None:
+    print(text)
+
+
+def _fork_and_leave(seconds: float) -> None:
+    if os.fork() == 0:
+        time.sleep(seconds)
+        os._exit(0)
+
+
+@pytest.mark.parametrize("more", ["printed", "a child", "nobody hurries"])
+def test_where_there_is_more_to_tell_its_end_is_waited_for(stopped: tuple[Bench, Any], more: str) -> None:
+    bench, seat = stopped
+    match more:
+        case "printed":
+            number = bench.start(_print, "said")
+        case "a child":
+            number = bench.start(_fork_and_leave, PATIENCE)
+        case _:
+            number = bench.start(max, 1, 2, hurry=False)
+    bench.until(lambda: seat.result is not None or bool(select.select([seat.channel], [], [], 0)[0]), tick=False)
+    bench.until(lambda: not bench.host.receive(), tick=False)
+    assert number not in bench.overs
+    os.kill(seat.pid, signal.SIGCONT)
+    assert isinstance(bench.end(number)[0], Returned)
+    assert bench.overs[number].stdout == (b"said\n" if more == "printed" else b"")
+
+
+def test_who_waits_for_a_slot_is_not_held_up_by_a_process_that_does_not_end(stopped: tuple[Bench, Any]) -> None:
+    bench, seat = stopped
+    bench.end(bench.start(max, 1, 2), tick=False)
+    waits = bench.start(max, 2, 3)
+    assert seat.next is not None and waits not in bench.began
+    bench.host.kill(waits)
+    assert isinstance(bench.end(waits)[0], Killed)
+    waits = bench.start(max, 2, 3)
+    assert seat.next is not None
+    assert bench.value(bench.end(waits)[0]) == 3  # after a moment, in another slot
+    assert len(bench.host._slots) == 2 and seat.leaving
+
+
+def test_the_end_of_a_monitor_takes_no_call_along_that_waits_for_its_slot(stopped: tuple[Bench, Any]) -> None:
+    bench, seat = stopped
+    bench.end(bench.start(max, 1, 2), tick=False)
+    waits = bench.start(max, 2, 3)
+    assert seat.next is not None
+    os.kill(seat.pid, signal.SIGKILL)
+    assert bench.value(bench.end(waits)[0]) == 3
+    bench.until(lambda: seat.number not in bench.host._slots)
+
+
+def _read_and_write(folder: str) -> int:
+    with open("/dev/zero", "rb", buffering=0) as file:
+        data = file.read(3 << 20)
+    with open(os.devnull, "wb", buffering=0) as file:
+        return file.write(data[: 2 << 20])
+
+
+def test_what_a_short_call_reads_and_writes_is_counted(bench: Bench) -> None:
+    outcome, usage = bench.end(bench.start(_read_and_write, ""))
+    assert bench.value(outcome) == 2 << 20 and usage is not None
+    assert 3 << 20 <= usage.read < 4 << 20 and 2 << 20 <= usage.written < 3 << 20

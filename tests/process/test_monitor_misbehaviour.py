@@ -23,7 +23,7 @@ import cloudpickle
 import pytest
 
 from lfm.ending import outcome_of, usage_of
-from lfm.monitor import host, wire
+from lfm.monitor import host, page, wire
 from lfm.protocol.codec import encode
 from lfm.protocol.ids import TaskId
 from lfm.protocol.messages import CallEnded
@@ -250,17 +250,20 @@ def test_who_prints_without_waiting_does_so_alone(bench: Bench) -> None:
 def test_what_a_call_says_of_itself_fits_into_a_message() -> None:
     """Whatever it is."""
     huge = 2**62
-    figures = struct.pack("<60q", *[huge] * 60)
-    for before in range(0, 480, 8):
+    words = page.FIGURES_SIZE // 8
+    figures = struct.pack(f"<{words}q", *[huge] * words)
+    for before in range(0, page.FIGURES_SIZE, 8):
         figures_ = bytearray(figures)
         figures_[before : before + 8] = bytes(8)
         data = wire.RESULT.pack(wire.RETURNED, 1, huge, -1, 0, 0, 0, 0, 0, 0, 1) + b"x" + bytes(figures_)
         report = wire.Report(1, 0, 0, wire.STARTED, *[0.0] * 5, *[0] * 7, 2**63 - 1, 1, 1, 0, 0, 0, 0)
-        used = usage_of(host.Over(1, wire.read_result(data), report))
-        encode(CallEnded(TaskId("t"), 1, Returned(Inline(b"x")), used))
+        result = wire.read_result(data)
+        for told in (report, wire.quiet(1, result.figures), wire.quiet(1, result.figures._replace(io=b"rchar: %d\nwchar: %d\n" % (10**30, -1)))):
+            used = usage_of(host.Over(1, result, told))
+            encode(CallEnded(TaskId("t"), 1, Returned(Inline(b"x")), used))
     for line in ("\N{SUPERSCRIPT TWO}", "1" * 5000, "9" * 30):
         texts = tuple(text.encode() for text in ("module", "file", "reason", line, ""))
-        data = wire.result(1, 0, 0, wire.BROKEN, 0, texts, ()) + bytes(480)
+        data = wire.result(1, 0, 0, wire.BROKEN, 0, texts, ()) + bytes(page.FIGURES_SIZE)
         outcome = outcome_of(host.Over(1, wire.read_result(data), None))
         encode(CallEnded(TaskId("t"), 1, outcome, None))
 

@@ -36,7 +36,7 @@ def test_the_code_is_its_source_assembled(tmp_path: Path) -> None:
     assert [places[name] for name in ("loop", "receive", "measure", "answer")] == [
         native._LOOP, native._RECEIVE, native._MEASURE, native._ANSWER
     ]  # fmt: skip
-    for name in ("ID", "PID", "SAID", "TROUBLE", "SIZE", "LEARN", "FILES", "BEFORE", "AFTER", "CHILDREN", "BEGAN", "ENDED", "PAGES"):
+    for name in ("ID", "PID", "SAID", "TROUBLE", "SIZE", "LEARN", "FILES", "BEFORE", "AFTER", "CHILDREN", "BEGAN", "ENDED", "PAGES", "QUIET", "HELD", "IO", "IOVEC", "PRINTED"):
         assert places[name] == getattr(page, f"{name}_AT"), name
     assert (places["FIGURES"], places["random"]) == (page.FIGURES_SIZE, len(native.CODE))
 
@@ -104,8 +104,8 @@ def test_a_child_receives_measures_and_answers(tmp_path: Path) -> None:
         slot.fork()
         slot.work(sandbox=str(tmp_path), cpus=(cpu,))
         data = slot.channel.recv(4096)
-        wall, low, high, *_ = page.read_figures(data[-page.FIGURES_SIZE :], -1)
-        assert 0 < wall < 60 and 0 <= low <= high < 1 << 30
+        figures = page.read_figures(data[-page.FIGURES_SIZE :], -1)
+        assert 0 < figures.wall_s < 60 and 0 <= figures.memory_low <= figures.memory_high < 1 << 30
         said.append(data[: -page.FIGURES_SIZE].decode().rpartition(" "))
         if len(said) == 1:
             os.waitpid(page.pid(slot.page), linux.WALL)

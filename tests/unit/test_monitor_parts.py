@@ -178,7 +178,8 @@ def test_a_directory_left_untouched_is_used_again_and_no_other(tmp_path: Path) -
     ],
 )
 def test_memory_by_whoever_knows_it_best(by: str, processes: int, children: int, expected: tuple[int, int, str, int]) -> None:
-    result = wire.Result(wire.RETURNED, 7, 1.0, 90 * MB, 100 * MB, children * MB, 20 * MB, 0, ("",) * 5, b"v")
+    figures = page.Figures(1.0, 1.0, 90 * MB, 100 * MB, children * MB, 20 * MB, False, 0, b"")
+    result = wire.Result(wire.RETURNED, 7, figures, 0, ("",) * 5, b"v")
     report = NOTHING._replace(flags=wire.STARTED, memory_low=80 * MB, memory_high=150 * MB, processes=processes)
     usage = usage_of(host.Over(7, result, report._replace(memory_by=wire.MEMORY_BY.index(by))))
     assert usage is not None

@@ -72,12 +72,12 @@ class Interpreters:
         self._templates[command.template] = template
         self._watch(template.fileno(), lambda: self._hear(command.template))
 
-    def call(self, command: c.StartCall) -> None:
+    def call(self, command: c.StartCall, hurry: bool) -> None:
         template = self._templates.get(command.template)
         if template is None:
             return  # it could not be started, and the core hears of it
         try:
-            template.start(self._as_call(command))
+            template.start(self._as_call(command), hurry)
         except OSError as error:
             reason = f"the worker cannot start it: {error}"
             self._tell(e.CallStopped(command.call, Lost(reason, started=False), None))

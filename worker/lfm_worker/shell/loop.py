@@ -331,7 +331,7 @@ class Worker:
             case c.CloseTemplate():
                 self._interpreters.close_one(command.template)
             case c.StartCall():
-                self._interpreters.call(command)
+                self._interpreters.call(command, hurry=not self._core.ahead)
             case c.StopCall():
                 self._interpreters.kill(command)
             case c.RaiseLimit():

@@ -50,8 +50,8 @@ class Template:
     def fileno(self) -> int:
         return self._host.fileno()
 
-    def start(self, call: Call) -> None:
-        """Run it now; Started and Ended will tell."""
+    def start(self, call: Call, hurry: bool = True) -> None:
+        """Run it now; Started and Ended will tell.  ``hurry``: as soon as its value is known."""
         arguments: bytes | str = call.arguments if isinstance(call.arguments, bytes) else str(call.arguments)
         if isinstance(arguments, bytes) and len(arguments) > wire.INLINE_LIMIT:
             spilled = self._spilled[call.id] = Path(f"{call.result}.arguments")
@@ -73,7 +73,7 @@ class Template:
             call.memory or 0, call.disk or 0, call.wall_time or 0.0, call.processes or 0, call.grow,
             gpus=bool(call.environ.get("CUDA_VISIBLE_DEVICES")),
         )
-        self._host.start(work, limits)
+        self._host.start(work, limits, hurry=hurry)
 
     def kill(self, id: int) -> None:
         self._host.kill(id)
