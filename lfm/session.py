@@ -33,6 +33,7 @@ from lfm.errors import ConnectionFailed, LfmError, ProtocolError, Unschedulable
 from lfm.function.handle import Handle
 from lfm.function.pickling import pickle_object
 from lfm.future import Future
+from lfm.headroom import Headroom
 from lfm.incoming import Incoming
 from lfm.making import Makings
 from lfm.options import Options
@@ -57,6 +58,7 @@ GONE_PATIENCE = 10.0  # the same, once its connection file was taken back
 ON_THE_WAY = 8192  # messages that may wait in the link; the rest waits here, not yet encoded
 RELEASE_AFTER, RELEASE_MANY = 0.1, 256  # seconds, results: the manager may keep what we have for so long
 LEAVE_LOOK, LEAVE_AT_ONCE = 0.1, 5.0  # seconds: between two looks whether all is said; the same after Ctrl-C, at most
+HEADROOM, SHORT_PAUSE = 16 << 20, 0.1  # bytes that one turn may take; seconds between looks whether they are there again
 CHECK_EVERY = 1.0  # seconds, where the system cannot tell that a process has ended
 
 
@@ -123,6 +125,7 @@ class Session:
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
 
+        self._headroom, self._short = Headroom(HEADROOM), False
         self._inline_in = 0  # bytes of arguments that were put in messages
         self._questions: dict[int, PlainFuture[Any]] = {}
         self.capacity: m.Capacity | None = None
@@ -364,6 +367,10 @@ class Session:
 
     def _turn(self) -> None:
         """Hear, say, sleep until there is something to do."""
+        if self._is_short():
+            time.sleep(SHORT_PAUSE)  # what has come still lies in the socket
+            self._look_around()
+            return
         for message in self._dialer.receive():
             if type(message) is not m.EnvironmentProgress:
                 terminal.clear()  # what comes of it may write there
@@ -381,6 +388,13 @@ class Session:
             self._ended_processes = not self._watched or any(one in self._watched for one, _ in ready)
         self._asleep = False
         self._look_around()
+
+    def _is_short(self) -> bool:
+        """Whether there is no memory for what may come; said once."""
+        before, self._short = self._short, self._headroom.lacks()
+        if self._short and not before:
+            self._warn("this process is short of memory: results wait until it has some (see: ulimit -v)", UserWarning)
+        return self._short
 
     def _patience(self) -> int:
         """Milliseconds until something is due."""

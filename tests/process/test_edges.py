@@ -5,6 +5,7 @@ Each on a small file system or under a lowered limit of the test's own: who may 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
@@ -227,15 +228,90 @@ CLIENT = """
 """
 
 
-def test_a_client_without_descriptors_has_its_large_results_when_it_has_some(tmp_path: Path) -> None:
+def lent(tmp_path: Path, client: str, warning: str) -> None:
+    """A client that lacks something, says so, and is given it."""
     script, said = tmp_path / "client.py", tmp_path / "said"
-    script.write_text(textwrap.dedent(CLIENT))
+    script.write_text(textwrap.dedent(client))
     with LocalCluster(1) as own, said.open("wb") as log:
         client = subprocess.Popen(
             [sys.executable, script, own.run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=own.environ, text=True
         )
         assert client.stdin is not None and client.stdout is not None
         assert client.stdout.readline() == "asked\n", said.read_text()
-        wait_until(lambda: "large arguments and results wait" in said.read_text(), "the warning")
+        wait_until(lambda: warning in said.read_text(), "the warning")
         out, _ = client.communicate("\n", 120)
         assert out == "1000000\n" and client.returncode == 0, said.read_text()
+
+
+def test_a_client_without_descriptors_has_its_large_results_when_it_has_some(tmp_path: Path) -> None:
+    lent(tmp_path, CLIENT, "large arguments and results wait")
+
+
+def size(pid: int) -> int:
+    """Bytes of a process's address space."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+@contextlib.contextmanager
+def short_of_memory(pid: int, left: int) -> Iterator[None]:
+    """What malloc can have of a process of the test's own."""
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (size(pid) + left, before[1]))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_AS, before)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_manager_without_memory_takes_nothing_until_it_has_some() -> None:
+    with LocalCluster(1) as own, own.executor() as executor:
+        small = executor.options(memory="50MB", cores=0.2)
+        assert small.submit(len, b"").result(120) == 0
+        manager = own.manager
+        assert manager is not None
+        with short_of_memory(manager.pid, 36 << 20):
+            futures = [small.submit(len, os.urandom(50_000)) for _ in range(400)]
+            wait_until(lambda: "short of memory" in own.log or manager.poll() is not None, "it to be said")
+        if manager.poll() is not None:  # ZeroMQ ends a process that it cannot go on with
+            own.start_manager()
+        assert [f.result(120) for f in futures] == [50_000] * 400
+        assert all(len(f.attempts) == 1 for f in futures)
+        assert "Traceback" not in own.log
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_worker_without_memory_hands_back() -> None:
+    with LocalCluster(1) as own, own.executor() as executor:
+        lame, small = own.workers[0], executor.options(memory="50MB", cores=0.2)
+        assert small.submit(abs, -1).result(120) == 1
+        with short_of_memory(lame.pid, 8 << 20):
+            futures = [small.submit(os.urandom, n) for n in range(10)]
+            wait_until(lambda: "not enough memory" in own.command("explain", futures[-1].id).stdout, "it to be explained")
+            own.start_worker()
+            assert [len(f.result(120)) for f in futures] == list(range(10))
+            assert lame.poll() is None and "Traceback" not in own.log
+
+
+THRIFTY = """
+    import resource, sys, threading
+    from pathlib import Path
+    import lfm
+
+    with lfm.Executor(sys.argv[1]) as executor:
+        assert executor.submit(abs, -1).result(120) == 1
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + (8 << 20), limits[1]))
+        future = executor.submit(bytes, 1_000_000)
+        print("asked", flush=True)
+        sys.stdin.readline()
+        assert not future.done()
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+        print(len(future.result(120)), flush=True)
+"""
+
+
+def test_a_client_without_memory_has_its_results_when_it_has_some(tmp_path: Path) -> None:
+    lent(tmp_path, THRIFTY, "this process is short of memory")

@@ -25,6 +25,7 @@ import zmq
 
 from lfm.blobs import BlobStore
 from lfm.connection import Joined, Left, Listener, Said
+from lfm.headroom import Headroom
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, PeerId, TaskId
 from lfm.protocol.outcomes import Blob, Payload
@@ -52,6 +53,8 @@ IN_MEMORY = 32 << 20  # bytes of waiting calls' arguments, and of results, beyon
 LAST_WORDS = 0.5  # seconds that what was said last may take to be heard
 FAREWELL = 2.0  # seconds that workers without calls have to leave, when the manager is stopped; all, when it cannot go on
 PACKETS = 64  # of all peers taken in one round: the rest waits in the socket, and answers are not kept back
+HEADROOM = 32 << 20  # bytes that one packet may take, with all that comes of it
+SHORT_PAUSE = 0.1  # seconds between looks whether there is memory again
 FEW, SLOW = 4, 0.05  # at least; seconds for them, after which the next round takes fewer
 ONLY_CLIENTS = ("drain", "stop", "shutdown", "cancel", "retry", "leaving")  # questions that change something
 
@@ -98,6 +101,8 @@ class Manager:
         self._pending: list[e.Event] = []  # answers to commands that were known at once
         self._look_at = 0.0 if self.store is not None else math.inf  # when to see whether the run directory is there
         self._packets = PACKETS
+        self.headroom, self._short = Headroom(HEADROOM), ""  # why nothing is taken now
+        self._torn = False  # between what was decided and what was done: neither is written down
         self._noticed = ""  # what people were told last
         self._ending = ""  # why, once it is to end
         self._dismissed: float | None = None  # until when workers that were told to leave may take
@@ -127,6 +132,9 @@ class Manager:
             except StoreFailed as error:
                 self.listener.dismiss(str(error), FAREWELL)
                 raise
+            except MemoryError:
+                self._torn = True
+                raise StoreFailed("out of memory; started again on this run directory the manager goes on, nothing is lost") from None
         return self._ending
 
     def _over(self) -> bool:
@@ -138,15 +146,18 @@ class Manager:
 
     def _round(self, readable: dict[Any, int]) -> None:
         began = time.monotonic()
-        for news in self.listener.receive(self._packets):
-            self._heard(news)
+        if self._is_short():
+            time.sleep(SHORT_PAUSE)  # what has come still lies in the socket, and nobody is blamed for it
+        else:
+            for news in self.listener.receive(1 if self.headroom.limited else self._packets):
+                self._heard(news)
         slow = time.monotonic() - began > SLOW  # questions may take long, and others wait for the end of the round
         self._packets = max(FEW, self._packets // 2) if slow else min(PACKETS, self._packets * 2)
         for descriptor in readable:
             if isinstance(descriptor, int):
                 self._readable(descriptor)
         now = time.monotonic()
-        if now >= self.listener.deadline():
+        if now >= self.listener.deadline() and not self._short:
             for news in self.listener.tick():
                 self._heard(news)
         due = self.core.deadline()
@@ -171,6 +182,21 @@ class Manager:
         self._deliver(now)
         self.listener.flush()
         self._look_if_idle(now)
+
+    def _is_short(self) -> bool:
+        """Whether nothing may be taken, as there is no memory for what comes of it; said once, to everybody."""
+        short = self.headroom.lacks()
+        if short and not self._short:
+            self._short = "the manager is short of memory: what is said to it waits until it has some (see: ulimit -v)"
+            log.error("%s", self._short)
+            for peer, role in self._roles.items():
+                if role == "client":
+                    self.listener.send(peer, m.Notice("warning", self._short))
+            self.listener.flush()
+        elif self._short and not short:
+            log.info("the manager has memory again")
+            self._short = ""
+        return short
 
     def _timeout(self) -> int:
         """Milliseconds until something is due."""
@@ -300,8 +326,8 @@ class Manager:
         match command:
             case c.TellWorker(peer, message):
                 self.mail.send(peer, message)
-            case c.RunKept(peer, run):
-                self._run_kept(peer, run)
+            case c.RunKept(peer):
+                self.mail.send(peer, command)
             case c.TellKept(peer, task):
                 self.mail.send_kept(peer, task)
             case c.TellClient(peer, message):
@@ -346,12 +372,6 @@ class Manager:
             self.listener.send(peer, message)
         else:
             self.mail.send(peer, message)
-
-    def _run_kept(self, peer: PeerId, run: m.Run) -> None:
-        arguments = self.store.arguments(run.task) if self.store is not None else None
-        if arguments is None:
-            raise StoreFailed(f"the run directory {self.run_directory.path} has lost the arguments of {run.task}")
-        self.mail.send(peer, run.but(arguments=arguments))
 
     def _answered(self, event: e.Event | None) -> None:
         if event is not None:
@@ -398,6 +418,8 @@ class Manager:
             )
         except query.NoAnswer as error:
             return {"error": str(error), "hint": error.hint}
+        except StoreFailed as error:
+            return {"error": str(error)}
         except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
             return {"error": f"the question {asked.what!r} is not understood: {error}"}
 
@@ -466,7 +488,7 @@ class Manager:
             "store": "none" if self.store is None else str(self.store),
             "log": str(self.run_directory.path / "log"), "refused_packets": self.listener.refusals.total,
             "blob_bytes_sent": self.transfers.sent, "environments_built": self.builds.begun,
-            "trouble": self.mail.trouble or self.transfers.trouble or self.builds.trouble,
+            "trouble": self._short or self.mail.trouble or self.transfers.trouble or self.builds.trouble,
         }
 
     # ------------------------------------------------------------ beginning and end
@@ -497,11 +519,12 @@ class Manager:
 
     def close(self) -> None:
         """Let go of everything; the run directory can be taken up again."""
-        try:
-            self._deliver(time.monotonic())
-        except StoreFailed as error:
-            log.error("%s", error)
-        self.listener.part(LAST_WORDS)
+        if not self._torn:
+            try:
+                self._deliver(time.monotonic())
+            except StoreFailed as error:
+                log.error("%s", error)
+            self.listener.part(LAST_WORDS)
         self.builds.close()
         self.transfers.close()
         self.listener.close()
@@ -509,7 +532,7 @@ class Manager:
             self.history.close()
         if self.store is not None:
             try:
-                self.store.close()
+                self.store.close(commit=not self._torn)
             except StoreFailed as error:
                 log.error("%s; what was said last is said again by its peers", error)
         for one in (self._wake, self._woken):

@@ -287,8 +287,11 @@ class Store:
             raise StoreFailed("the run directory is damaged")
         return cast(_M, message)
 
-    def close(self) -> None:
+    def close(self, commit: bool = True) -> None:
         """StoreFailed if something could not be written: its peers do not believe that it was, and say it again."""
+        if not commit:
+            self._db.close()
+            return
         try:
             self.commit()
             self.forget()

@@ -5,10 +5,12 @@ The directories that calls get lie below the worker's own.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from lfm.headroom import Headroom
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest
 from lfm.protocol.outcomes import Blob, Inline, Lost, Payload, Raised, Returned, payload_of
@@ -20,6 +22,8 @@ from lfm_worker.shell.prepare import cause_of
 from lfm_worker.shell.transfers import Transfers
 from lfm_worker.templates.calls import Call, Ended, NearLimit, Started, TemplateLost
 from lfm_worker.templates.template import Template, install_runtime
+
+HEADROOM = 16 << 20  # bytes that a call may take here, with its beginning and its end
 
 
 class Interpreters:
@@ -34,6 +38,7 @@ class Interpreters:
         self._templates: dict[int, Template] = {}
         self._runtime: Path | None = None
         self._sandboxes, self._results = home / "sandboxes", home / "results"
+        self._headroom = Headroom(HEADROOM)
         self._codes: dict[bytes, Path] = {}  # where what many calls share lies
         self._overlays: dict[Digest, Path] = {}
 
@@ -61,6 +66,7 @@ class Interpreters:
     def start(self, command: c.StartTemplate) -> None:
         python = self._cache.path(Item("environment", command.environment)) / "bin" / "python"
         try:
+            self._need_memory()
             if self._runtime is None:
                 self._runtime = install_runtime(self._home / "runtime")
             template = Template(
@@ -77,10 +83,16 @@ class Interpreters:
         if template is None:
             return  # it could not be started, and the core hears of it
         try:
+            self._need_memory()
             template.start(self._as_call(command), hurry)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             reason = f"the worker cannot start it: {error}"
             self._tell(e.CallStopped(command.call, Lost(reason, started=False), None))
+
+    def _need_memory(self) -> None:
+        """OSError if there is too little to begin something."""
+        if self._headroom.lacks():
+            raise OSError(errno.ENOMEM, "not enough memory (see: ulimit -v)")
 
     def kill(self, command: c.StopCall) -> None:
         if (template := self._templates.get(command.template)) is not None:

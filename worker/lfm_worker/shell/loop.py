@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 FAREWELL = 10.0  # seconds that the last messages may take
 SILENCE = 3.0  # seconds of them without a sign of the manager
+SERVE_AGAIN = 0.5  # seconds between tries to read what the manager asked for
 RETRY_ORPHANS = 0.05
 FAR_EVERY = 1.0  # seconds between two words on how far environments are, and before the first
 SMALL_OVERLAY = 1 << 20  # bytes
@@ -88,7 +89,7 @@ class Worker:
         self._readers: dict[int, Callable[[], None]] = {}
         self._terminated = False
         self._orphans = False
-        self._look_at = self._say_far_at = self._scan_at = 0.0
+        self._look_at = self._serve_at = self._say_far_at = self._scan_at = 0.0
         self._speak_at = math.inf  # when what is to be said has waited long enough
         self._reason: str | None = None  # why it left
         self._lost: float | None = None  # since when the manager is, as it was last said
@@ -141,6 +142,10 @@ class Worker:
         if self._transfers.elsewhere and now >= self._look_at:
             self._look_at = now + LOOK_EVERY
             self._moved(*self._transfers.look())
+        if self._transfers.owing and now >= self._serve_at:
+            self._serve_at = now + SERVE_AGAIN
+            for chunk in self._transfers.serve_again():
+                self._tell(chunk)
         self._say_how_far(now)
         if self._orphans:
             self._orphans = not kill_orphans(self._known())
@@ -161,6 +166,8 @@ class Worker:
             due.append(now + RETRY_ORPHANS)
         if self._transfers.elsewhere:
             due.append(self._look_at)
+        if self._transfers.owing:
+            due.append(self._serve_at)
         if self._dialer.lost_since is not None:
             due.append(now + 1.0)
         return min(due)
@@ -178,7 +185,7 @@ class Worker:
             try:
                 for message in self._dialer.receive():
                     if isinstance(message, m.FetchBlob):
-                        self._tell(self._transfers.serve(message))
+                        self._serve(message)
                 if time.monotonic() >= self._dialer.deadline():
                     self._dialer.tick()
             except (ConnectionFailed, ProtocolError):
@@ -275,7 +282,7 @@ class Worker:
             case m.BlobSource():
                 self._moved(*self._transfers.named(message))
             case m.FetchBlob():
-                self._tell(self._transfers.serve(message))
+                self._serve(message)
             case m.Welcome():
                 self._outbox.welcomed()
                 if not message.resumed:
@@ -296,6 +303,10 @@ class Worker:
         self._speak_at = min(self._speak_at, time.monotonic() + (TOGETHER if isinstance(message, m.CallEnded) else 0.0))
         self._dialer.send(message)
         self._outbox.said(message)
+
+    def _serve(self, wanted: m.FetchBlob) -> None:
+        if (chunk := self._transfers.serve(wanted)) is not None:
+            self._tell(chunk)
 
     def _ask(self, asks: list[Ask]) -> None:
         for ask in asks:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lfm.blobs import BadBlob, BlobStore, Fetch, answer_fetch
+from lfm.blobs import BadBlob, BlobStore, Fetch, answer_fetch, passes
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest
 from lfm_worker.core import events as e
@@ -77,6 +77,7 @@ class Transfers:
         self._active: dict[Digest, Pull] = {}
         self._waiting: dict[bool, deque[tuple[Digest, int]]] = {False: deque(), True: deque()}  # small, large
         self._locks: dict[Digest, int] = {}  # held for the node while we pull
+        self._unserved: list[m.FetchBlob] = []
         self._offered: set[Digest] = set()  # to other workers
         self.elsewhere: dict[Digest, int] = {}  # being pulled by another worker of the node, and their sizes
 
@@ -205,7 +206,7 @@ class Transfers:
             done = fetch.feed(chunk)
         except BadBlob as error:
             return self._afresh(pull, error) if pull.helped else self._over(pull, e.FetchFailed(chunk.digest, str(error), "corrupt"))
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             return self._over(pull, _failed(chunk.digest, error))
         if not done:
             return pull.ask(), []
@@ -238,19 +239,42 @@ class Transfers:
 
     # ------------------------------------------------------------ what is given
 
-    def serve(self, wanted: m.FetchBlob) -> m.BlobChunk | m.BlobMissing:
-        """To the manager."""
+    def serve(self, wanted: m.FetchBlob) -> m.BlobChunk | m.BlobMissing | None:
+        """To the manager.  None: for want of descriptors or memory it cannot be read now; ``serve_again`` later."""
+        try:
+            return self._read(wanted)
+        except (OSError, MemoryError) as error:
+            assert passes(error)
+            self._unserved.append(wanted)
+            return None
+
+    def serve_again(self) -> list[m.BlobChunk | m.BlobMissing]:
+        """What could not be read before."""
+        unserved, self._unserved = self._unserved, []
+        return [chunk for wanted in unserved if (chunk := self.serve(wanted)) is not None]
+
+    @property
+    def owing(self) -> bool:
+        return bool(self._unserved)
+
+    def _read(self, wanted: m.FetchBlob) -> m.BlobChunk | m.BlobMissing:
+        """OSError or MemoryError if that passes."""
         try:
             store = self.results if self.results.has(wanted.digest) else self.own
             return answer_fetch(store.path(wanted.digest), wanted)
-        except (OSError, ValueError) as error:
+        except (OSError, MemoryError, ValueError) as error:
+            if passes(error):
+                raise
             return m.BlobMissing(wanted.digest, f"not on this worker: {error}")
 
     def _give(self, wanted: m.FetchBlob) -> m.BlobChunk | m.BlobMissing:
         """To another worker: what we have checked and offered, and nothing else."""
         if wanted.digest not in self._offered:
             return m.BlobMissing(wanted.digest, "it has it no more")
-        return self.serve(wanted)
+        try:
+            return self._read(wanted)
+        except (OSError, MemoryError) as error:
+            return m.BlobMissing(wanted.digest, f"it cannot read it: {error}")
 
     def _offer(self, digest: Digest, size: int) -> list[Ask]:
         """It is here, whole: say so, and where others may have it."""
@@ -311,5 +335,6 @@ def _all(moves: list[Moves]) -> Moves:
     return [ask for asks, _ in moves for ask in asks], [event for _, events in moves for event in events]
 
 
-def _failed(digest: Digest, error: OSError) -> e.FetchFailed:
-    return e.FetchFailed(digest, f"the worker cannot store it: {error.strerror}", cause_of(error))
+def _failed(digest: Digest, error: OSError | MemoryError) -> e.FetchFailed:
+    why = getattr(error, "strerror", None) or "not enough memory"
+    return e.FetchFailed(digest, f"the worker cannot store it: {why}", cause_of(error))
