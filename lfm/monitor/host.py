@@ -346,7 +346,11 @@ class Host:
                 status = struct.unpack_from("<i", data, template.SLOT.size)[0]
                 slot = self._slots.get(number)
                 if slot is not None:
-                    self._drop(slot, f"its monitor died ({_how(status)})")
+                    while self._hear_slot(slot):
+                        pass
+                    if slot.number in self._slots:
+                        what = "its monitor died" if slot.ready else "no monitor could be made for it"
+                        self._drop(slot, f"{what} ({_how(status)})")
 
     def _hear_slot(self, slot: Seat) -> bool:
         """Take one message of its monitor's; whether there was one."""
@@ -545,7 +549,7 @@ class Host:
             if over is None and slot.over is not None:
                 over = slot.over
             if over is None:
-                over = Over(job.work.id, self._result(slot, job.work.id), None, lost, *slot.printed())
+                over = Over(job.work.id, self._result(slot, job.work.id), None, lost, *slot.printed(), unsent=not slot.ready)
             elif lost and not started:
                 over = over._replace(lost=lost)
             if slot.box.owned is not None:

@@ -160,7 +160,13 @@ class Template:
             self._leave()
         _, slot = SLOT.unpack(data)
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no memory, or no more processes for us: the calls in the other slots go on
+            for fd in fds:
+                os.close(fd)
+            self.control.send(SLOT.pack(GONE, slot) + struct.pack("<i", (error.errno or 1) << 8))
+            return
         if pid == 0:
             try:
                 linux.die_with_parent(parent, signal.SIGTERM)
