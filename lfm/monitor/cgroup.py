@@ -236,26 +236,23 @@ _V2 = ("memory.peak", "memory.current", "memory.stat", "memory.events", "cpu.sta
 
 def sweep(place: Place, prefix: str) -> None:
     """Remove the empty groups whose names begin so: of a monitor that could not."""
-    for parent in {place.memory, place.cpu} - {""}:
-        try:
-            names = os.listdir(parent)
-        except OSError:
-            continue
-        for name in names:
-            if name.startswith(prefix):
-                _remove(f"{parent}/{name}")
+    _sweep(place, lambda name: name.startswith(prefix))
 
 
 def sweep_dead(place: Place) -> None:
     """Remove what daemons left that were killed: the groups are named by their process."""
+
+    def dead(name: str) -> bool:
+        pid = name[len(PREFIX) :].partition(".")[0]
+        return name.startswith(PREFIX) and pid.isdigit() and not os.path.exists(f"/proc/{pid}")
+
+    _sweep(place, dead)
+
+
+def _sweep(place: Place, which: Callable[[str], bool]) -> None:
     for parent in {place.memory, place.cpu} - {""}:
-        try:
-            names = os.listdir(parent)
-        except OSError:
-            continue
-        for name in names:
-            pid = name[len(PREFIX) :].partition(".")[0]
-            if name.startswith(PREFIX) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+        with suppress(OSError):
+            for name in filter(which, os.listdir(parent)):
                 _remove(f"{parent}/{name}")
 
 

@@ -283,6 +283,7 @@ def _load(data: bytes, ends: Ends, own: _Own) -> call.Warm:
         os._exit(1)  # a thread, a connection or a child shared by all calls to come would be no isolation
     os.dup2(ends.stdout, 1)
     os.dup2(ends.stderr, 2)
+    variables.forget_tmpdir()
     variables.keep()  # it may have set some
     gc.collect()
     gc.disable()

@@ -18,6 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ WATCH_AFTER = 0.010  # seconds that a call runs before its monitor is woken to w
 LEAVE_WITHIN = 0.1  # seconds that the next call waits for the process of one that is over
 IDLE_OTHERS = 8  # idle slots with other functions loaded; the longest idle goes for a new one
 FUNCTIONS = 1000  # remembered
+LONGEST_TMPDIR = 75  # bytes: with multiprocessing's /pymp-xxxxxxxx/listener-xxxxxxxx what a socket's address can hold
 IDLE_AFTER = 30.0  # seconds after which a slot beyond the first is let go
 KEPT = ("HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -170,7 +172,7 @@ class Host:
     def _give(self, seat: Seat, job: Job) -> None:
         if not job.work.command:
             try:
-                job = job._replace(work=job.work._replace(sandbox=seat.box.take().path))
+                job = job._replace(work=_in_sandbox(job.work, seat.box.take().path))
             except OSError:
                 self._vacate(seat)
                 raise
@@ -604,11 +606,19 @@ class Host:
         self._gone = self._gone or "closed"
 
 
+def _in_sandbox(work: wire.Work, path: str) -> wire.Work:
+    """Its directory is where its temporary files go, too, unless sockets there would have names too long to be bound."""
+    environ = work.environ
+    if len(os.fsencode(path)) <= LONGEST_TMPDIR:
+        environ = {**environ, b"TMPDIR": os.fsencode(path)}
+    return work._replace(sandbox=path, environ=environ)
+
+
 def _environ(python: str) -> dict[str, str]:
     """A clean environment: what is the node's stays, what is the starter's goes."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     path = os.pathsep.join([os.path.dirname(python), os.environ.get("PATH", os.defpath)])
-    return kept | {"PATH": path} | dict.fromkeys(_ONE_THREAD, "1")
+    return {"TMPDIR": tempfile.gettempdir()} | kept | {"PATH": path} | dict.fromkeys(_ONE_THREAD, "1")
 
 
 def _how(status: int) -> str:

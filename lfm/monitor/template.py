@@ -46,6 +46,7 @@ def main(control_fd: int, settings: str) -> NoReturn:
     single = linux.threads() == 1
     config["clone"] = bool(config["clone"] and single and native.possible())
     config["namespace"] = bool(config["clone"] and config["namespace"] and contain.namespaces_work())
+    variables.forget_tmpdir()
     variables.keep()
     call.rehearse(config["clone"])
     gc.collect()

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
+from typing import Any
 
 NAMES = (
-    "LFM_TASK", "LFM_ATTEMPT", "LFM_CORES", "LFM_MEMORY",
+    "TMPDIR", "LFM_TASK", "LFM_ATTEMPT", "LFM_CORES", "LFM_MEMORY",
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
 ROOM = 128  # bytes of one variable: name, equals sign, text, and the zero at its end
 ENVIRON: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
 _block = bytearray()
 _places: dict[bytes, int] = {}  # where a variable's text begins
+
+
+def forget_tmpdir() -> None:
+    """What ``tempfile`` found before there was a call is no call's."""
+    found: Any = sys.modules.get("tempfile")
+    if found is not None and found.tempdir == os.environ.get("TMPDIR"):  # else somebody has chosen it
+        found.tempdir = None
 
 
 def keep(names: tuple[str, ...] = NAMES) -> None:

@@ -149,6 +149,38 @@ def test_a_value_and_what_it_used(bench: Bench) -> None:
     assert usage.memory_low <= usage.memory < 50_000_000
 
 
+def _leave_temporary(size: int) -> tuple[str, str]:
+    """As multiprocessing does that is not ended well."""
+    import tempfile
+    from multiprocessing.connection import Listener
+
+    folder = tempfile.mkdtemp(prefix="pymp-")
+    Listener(tempfile.mktemp(prefix="listener-", dir=folder), family="AF_UNIX")
+    with open(tempfile.mkstemp()[1], "wb") as file:
+        file.write(b"x" * size)
+    time.sleep(0.1)
+    return folder, os.getcwd()  # noqa: PTH109
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["short", "long"])
+def test_temporary_files_go_with_the_sandbox(tmp_path_factory: pytest.TempPathFactory, deep: bool) -> None:
+    base = tmp_path_factory.mktemp("t")
+    temporary = base / "tmp"
+    temporary.mkdir()
+    folder = base / ("deep" * 20) if deep else base
+    folder.mkdir(exist_ok=True)
+    made = Bench(folder, environ={"TMPDIR": str(temporary)})
+    try:
+        for _ in range(3):  # also from a forker that has loaded the function
+            outcome, usage = made.end(made.start(_leave_temporary, 1 << 20))
+            where, sandbox = made.value(outcome)
+            assert where.startswith(f"{temporary if deep else sandbox}/pymp-")
+            assert deep or (usage is not None and usage.disk >= 1 << 20)
+        assert deep or not any(temporary.iterdir())
+    finally:
+        made.host.close()
+
+
 def test_the_same_function_many_times_keeps_nothing(bench: Bench) -> None:
     def count(seen: list[int] = []) -> int:  # noqa: B006 (that is the point)
         seen.append(1)

@@ -10,7 +10,8 @@ from lfm_manager.core.categories import Category
 MUCH = 5  # times the largest that was measured: that much asked is worth a word
 RESULTS = 10  # ... after so many results
 SMALL = 256 << 20  # bytes that nobody misses
-HEADROOM = 1.25  # above the largest measured, for a limit that is final
+HEADROOM = 1.25  # above the largest measured, for a limit that is final; ...
+ROOM = 64 * 10**6  # ... and bytes at least, whatever it was: another input or a lazy import takes that, and none is short of it
 
 
 def too_much(category: Category, asked: Request) -> str:
@@ -42,7 +43,7 @@ def options_line(category: Category, cores: float) -> str:
 
 
 def _enough(resource: str, most: int) -> str:
-    return f"{resource}={_typed(_round_up(HEADROOM * most))}"
+    return f"{resource}={_typed(_round_up(max(HEADROOM * most, most + ROOM)))}"
 
 
 def _round_up(amount: float) -> int:
