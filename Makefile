@@ -27,10 +27,12 @@ test: $(VENV)/.test  ## every test that needs no cluster
 SEEDS ?= 20000
 ROUNDS ?= 500
 FRAMES ?= 1000000
+PLUGS ?= 10
 NETWORKS ?= full
 
 soak: $(VENV)/.test  ## the same for longer: simulated worlds, killed processes, hostile frames
 	LFM_SEEDS=$(SEEDS) LFM_ROUNDS=$(ROUNDS) LFM_FRAMES=$(FRAMES) $(PY) -m pytest -q tests/sim/test_worlds.py tests/process/test_kills.py tests/process/test_fuzz.py
+	LFM_PLUGS=$(PLUGS) $(PY) -m pytest -q tests/process/test_plugs.py
 	LFM_SOAK=1 $(PY) -m pytest -q tests/process/test_monitor_misbehaviour.py
 
 cluster: $(VENV)/.test  ## tests on a real Slurm and over ssh; needs root and the tools

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 from managers import Cluster, Peer, run_one, serve, submit
 
+import lfm
 from lfm.connection import Dialer
 from lfm.errors import ConnectionFailed, ProtocolError
 from lfm.protocol import messages as m
@@ -315,3 +316,25 @@ THRIFTY = """
 
 def test_a_client_without_memory_has_its_results_when_it_has_some(tmp_path: Path) -> None:
     lent(tmp_path, THRIFTY, "this process is short of memory")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_worker_whose_disk_was_full_serves_when_there_is_room(disk: Callable[[str], Disk]) -> None:
+    def litter() -> None:
+        with open("litter", "wb") as file:
+            while True:
+                file.write(bytes(1 << 20))
+
+    small_disk = disk("300m")
+    with LocalCluster(1, environ={"LFM_SCRATCH": str(small_disk.path)}) as own, own.executor() as executor:
+        small = executor.options(memory="50MB", cores=0.2)
+        wait_until(lambda: re.search("worker .* joined", own.log), "the worker")
+        small_disk.fill()  # before it has unpacked anything
+        future = small.submit(abs, -1)
+        wait_until(lambda: "space" in own.command("explain", future.id).stdout, "it to be explained")
+        small_disk.make_room()
+        assert future.result(120) == 1
+        with pytest.raises((OSError, lfm.ResourceExhausted)):
+            small.submit(litter).result(120)  # its own directory is removed with what is in it
+        assert small.submit(abs, -2).result(120) == 2
+        assert own.workers[0].poll() is None and "Traceback" not in own.log
