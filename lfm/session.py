@@ -132,6 +132,7 @@ class Session:
         self._release_at: float | None = None
         self._warned_lost = False
         self._ended_processes = True  # maybe
+        self._spoken, self._due = True, 0.0  # whether the manager has, or time has passed; when something is due
         self._watched: set[int] = set()  # descriptors of the embedded processes
         self._thread = threading.Thread(target=self._run, name="lfm-session")
         self._thread.start()
@@ -369,15 +370,16 @@ class Session:
         """Hear, say, sleep until there is something to do."""
         if self._is_short():
             time.sleep(SHORT_PAUSE)  # what has come still lies in the socket
+            self._spoken = True
             self._look_around()
             return
-        for message in self._dialer.receive():
+        for message in self._dialer.receive() if self._spoken else ():
             if type(message) is not m.EnvironmentProgress:
                 terminal.clear()  # what comes of it may write there
             self._hear(message)
         self._drain()
         self._dialer.flush()
-        self._asleep = True
+        self._asleep = self._spoken = True
         if (not self._outbox or self._dialer.waiting >= ON_THE_WAY or self._doubtful()) and not self._is_over():
             ready = self._poller.poll(self._patience())
             self._asleep = False
@@ -385,9 +387,11 @@ class Session:
                 if one == self._wake_out:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake_out, 4096)
+            self._spoken = time.monotonic() >= self._due or any(one != self._wake_out for one, _ in ready)
             self._ended_processes = not self._watched or any(one in self._watched for one, _ in ready)
         self._asleep = False
-        self._look_around()
+        if self._spoken:
+            self._look_around()
 
     def _is_short(self) -> bool:
         """Whether there is no memory for what may come; said once."""
@@ -410,6 +414,7 @@ class Session:
             self._watched = watches
             if not watches:
                 due = min(due, time.monotonic() + CHECK_EVERY)
+        self._due = due
         return max(0, int((due - time.monotonic()) * 1000) + 1)
 
     def _look_around(self) -> None:

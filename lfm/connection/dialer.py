@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import zmq
 
-from lfm.connection.tuning import event_of, need_descriptors, new_context, readable, tune
+from lfm.connection.tuning import event_of, need_descriptors, new_context, put, readable, tune
 from lfm.errors import ConnectionFailed
 from lfm.protocol import messages as m
 from lfm.protocol.dialing import Dialing
@@ -142,9 +142,10 @@ class Dialer:
                 if self._socket is None:
                     self._choose(one)
                 news += self._session.take(packet, now)
-        self._watch(now)
         if heard:
             self._session.catch_up(now)
+        else:
+            self._watch(now)
         return news
 
     def _watch(self, now: float) -> None:
@@ -247,7 +248,7 @@ class Dialer:
         if self._socket is None:
             return False
         try:
-            self._socket.send_multipart(packet, zmq.NOBLOCK)
+            put(self._socket, packet)
         except zmq.Again:
             return False  # not connected
         return True

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import zmq
 from zmq.utils import z85
 
 from lfm.connection.refusals import Refusals
-from lfm.connection.tuning import OUTLIVES, PARTING, QUEUED, event_of, new_context, readable, tune
+from lfm.connection.tuning import OUTLIVES, PARTING, QUEUED, event_of, new_context, put, readable, tune
 from lfm.errors import ConnectionFailed
 from lfm.protocol import messages as m
 from lfm.protocol.hosting import Hosting, News, Session
@@ -82,10 +82,12 @@ class Listener:
 
     # -- receiving
 
-    def receive(self, limit: int = 1000) -> News:
-        """What has come, of at most ``limit`` packets."""
+    def receive(self, limit: int = 1000, ready: Container[object] | None = None) -> News:
+        """What has come, of at most ``limit`` packets.  ``ready``: the sockets that a poll found readable; None: look at
+        all of them."""
         news: News = []
-        self._open_doors()
+        if ready is None or self._zap in ready:
+            self._open_doors()
         now = time.monotonic()
         while limit and readable(self._router):
             limit -= 1
@@ -93,7 +95,7 @@ class Listener:
             packet = self._router.recv_multipart(zmq.NOBLOCK) if first.more else []
             role = str(first.get("User-Id") or "") if packet and packet[0] == HELLO else ""
             self._sessions.take(first.bytes, role, packet, now, news)
-        if readable(self._closings):
+        if ready is None or self._closings in ready:
             self._look_for_closed(now, news)
         return news
 
@@ -131,7 +133,7 @@ class Listener:
 
     def _say(self, route: bytes, packet: list[bytes]) -> bool:
         try:
-            self._router.send_multipart([route, *packet], zmq.NOBLOCK)
+            put(self._router, [route, *packet])
         except zmq.Again:
             pass  # it does not read what it is sent; what matters of it, the link sends again
         except zmq.ZMQError as error:

@@ -106,6 +106,7 @@ class Manager:
         self._noticed = ""  # what people were told last
         self._ending = ""  # why, once it is to end
         self._dismissed: float | None = None  # until when workers that were told to leave may take
+        self._due = 0.0  # when the clocks are to be looked at next
         self._busy = time.monotonic()  # when there was last something to do
         self._wake, self._woken = socket.socketpair()
         for one in (self._wake, self._woken):
@@ -149,7 +150,7 @@ class Manager:
         if self._is_short():
             time.sleep(SHORT_PAUSE)  # what has come still lies in the socket, and nobody is blamed for it
         else:
-            for news in self.listener.receive(1 if self.headroom.limited else self._packets):
+            for news in self.listener.receive(1 if self.headroom.limited else self._packets, readable):
                 self._heard(news)
         slow = time.monotonic() - began > SLOW  # questions may take long, and others wait for the end of the round
         self._packets = max(FEW, self._packets // 2) if slow else min(PACKETS, self._packets * 2)
@@ -157,6 +158,19 @@ class Manager:
             if isinstance(descriptor, int):
                 self._readable(descriptor)
         now = time.monotonic()
+        if now >= self._due:
+            self._look_at_clocks(now)
+        if self._ending == signal.SIGINT.name:
+            self._dismiss()  # Ctrl-C is a person; SIGTERM may be a restart, and workers wait for the next manager
+        for peer, message in self._starts.values():
+            self.mail.send(peer, message)
+        self._starts.clear()
+        self._deliver(now)
+        self.listener.flush()
+        self._look_if_idle(now)
+
+    def _look_at_clocks(self, now: float) -> None:
+        """Do what is due."""
         if now >= self.listener.deadline() and not self._short:
             for news in self.listener.tick():
                 self._heard(news)
@@ -174,14 +188,6 @@ class Manager:
                 self._tell(found)
         if self.history is not None and (due := self.history.deadline()) is not None and now >= due:
             self.history.write()
-        if self._ending == signal.SIGINT.name:
-            self._dismiss()  # Ctrl-C is a person; SIGTERM may be a restart, and workers wait for the next manager
-        for peer, message in self._starts.values():
-            self.mail.send(peer, message)
-        self._starts.clear()
-        self._deliver(now)
-        self.listener.flush()
-        self._look_if_idle(now)
 
     def _is_short(self) -> bool:
         """Whether nothing may be taken, as there is no memory for what comes of it; said once, to everybody."""
@@ -209,6 +215,7 @@ class Manager:
             due = min(due, self._busy + self.settings.idle_timeout)
         if self._dismissed is not None:
             due = min(due, self._dismissed)
+        self._due = due
         return max(0, math.ceil((due - time.monotonic()) * 1000))
 
     def _readable(self, descriptor: int) -> None:

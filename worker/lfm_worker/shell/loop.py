@@ -126,19 +126,20 @@ class Worker:
                 self._close()
 
     def _turn(self) -> None:
-        now = time.monotonic()
-        spoken = False
-        for socket_, _ in self._poller.poll(_milliseconds(self._deadline() - now)):
+        due, spoken = self._deadline(), False
+        for socket_, _ in self._poller.poll(_milliseconds(due - time.monotonic())):
             if not isinstance(socket_, int):
                 spoken = True
             elif (reader := self._readers.get(socket_)) is not None:
                 reader()
+        self._speak()
         self._link(spoken)
         self._moved(*self._transfers.turn())
         now = time.monotonic()
-        if (due := self._core.deadline()) is not None and now >= due:
-            self._handle(e.Ticked())
-        self._interpreters.tick(now)
+        if now >= due:
+            if (ticks := self._core.deadline()) is not None and now >= ticks:
+                self._handle(e.Ticked())
+            self._interpreters.tick(now)
         if self._transfers.elsewhere and now >= self._look_at:
             self._look_at = now + LOOK_EVERY
             self._moved(*self._transfers.look())
@@ -149,7 +150,11 @@ class Worker:
         self._say_how_far(now)
         if self._orphans:
             self._orphans = not kill_orphans(self._known())
-        if self._dialer.waiting >= self._core.ahead or self._speak_at <= time.monotonic():  # as many ended as wait
+        self._speak()
+
+    def _speak(self) -> None:
+        """Say what is to be said, once as many calls have ended as wait, or it has waited long enough."""
+        if self._speak_at < math.inf and (self._dialer.waiting >= self._core.ahead or self._speak_at <= time.monotonic()):
             self._dialer.flush()
             self._speak_at = math.inf
 
