@@ -135,13 +135,20 @@ class Ours:
 
 
 def _below(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [pid, *(below for child in file.read().split() for below in _below(int(child)))]
+    """A process and all below it; the one of a call whose value has been told may end meanwhile."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [pid, *(below for child in file.read().split() for below in _below(int(child)))]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _spent(pid: int) -> float:
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):  # it has been reaped: its parent's, or one call of a hundred
+        return 0.0
     return sum(map(int, fields[11:15])) / TICK
 
 
