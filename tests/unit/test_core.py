@@ -28,6 +28,7 @@ from lfm_manager.core.check import check
 from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.policy import Policy
 from lfm_manager.core.tasks import EDGES, Adrift, Failed, IllegalTransition, Placed, Ready, State, Waiting
+from lfm_manager.core.unfit import too_much
 from lfm_manager.core.workers import Demand, Worker
 from lfm_manager.shell import query
 from lfm_manager.shell.explain import explain
@@ -786,9 +787,9 @@ def test_a_call_goes_to_a_worker_that_has_its_labels() -> None:
     assert runs(desk.submit("b")) == [("b", 1, W1)]  # the other is not in its way
     assert runs(desk.worker(W2, labels={"site": "south"})) == []
     assert runs(desk.worker(PeerId(13), labels={"site": "north", "disk": "fast"})) == [("a", 1, PeerId(13))]
-    assert "there are site=north, site=south" in desk.core.too_much(
-        Demand(1, 0, 0, 0, 0, TARBALL, labels=(("site", "east"),)), desk.now
-    )
+    east = Demand(1, 0, 0, 0, 0, TARBALL, labels=(("site", "east"),))
+    workers, largest = desk.core.workers.values(), desk.core.sizes.largest
+    assert "there are site=north, site=south" in too_much(east, workers, largest, desk.now)
 
 
 def test_a_share_of_the_disk_is_what_the_newest_worker_has_too() -> None:

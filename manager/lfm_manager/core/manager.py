@@ -13,7 +13,6 @@ from typing import assert_never
 from lfm.protocol import messages as m
 from lfm.protocol.ids import PeerId
 from lfm.protocol.outcomes import Impossible
-from lfm.protocol.resources import format_duration, format_size
 from lfm_manager.core import events as e
 from lfm_manager.core.blobs import Blobs
 from lfm_manager.core.calls import Calls
@@ -29,6 +28,7 @@ from lfm_manager.core.schedule import Scheduler
 from lfm_manager.core.sizes import Sizes
 from lfm_manager.core.spread import Spread
 from lfm_manager.core.tasks import Task
+from lfm_manager.core.unfit import too_much
 from lfm_manager.core.workers import Demand, Worker
 from lfm_manager.sizing.sizer import Sizer
 
@@ -194,68 +194,10 @@ class ManagerCore:
                 self.calls.give_up(task, Impossible("environment", text), now)
         elif not queue.warned and queue.session.peer is not None:
             queue.warned = True
-            text = f"{queue.category.name} {self.too_much(demand, now)}; it waits for one that can"
+            text = f"{queue.category.name} {too_much(demand, self.workers.values(), self.sizes.largest, now)}; it waits for one that can"
             self._out.append(TellClient(queue.session.peer, m.Notice("warning", text, (queue.head.id,))))
-
-    def needs(self, demand: Demand) -> str:
-        """For people: what a call needs."""
-        return ", ".join(text for _, text in _amounts(demand.millicores, demand.memory, demand.disk, demand.gpus))
-
-    def too_much(self, demand: Demand, now: float) -> str:
-        """For people: what of it does not fit, and what the largest worker has instead."""
-        largest = self.sizes.largest
-        present = [w for w in self.workers.values() if not w.draining]
-        if away := [w for w in self.workers.values() if w.draining and not present]:
-            return f"has to wait: {away[0].name} is {away[0].draining}"
-        if barred := [w for w in present if demand.digest in w.again]:
-            return f"has to wait: {barred[0].name} cannot use its environment for now: {barred[0].unusable[demand.digest]}"
-        if demand.labels and not any(w.suits(demand) for w in self.workers.values() if not w.draining):
-            named = ", ".join(f"{name}={value}" for name, value in demand.labels)
-            known = sorted({f"{name}={value}" for w in self.workers.values() for name, value in w.hello.labels.items()
-                            if name in dict(demand.labels)})
-            return f"needs a worker with the label{'s' * (len(demand.labels) > 1)} {named}; there are {', '.join(known) or 'none'}"
-        needed = _amounts(demand.millicores, demand.memory, demand.disk, demand.gpus)
-        there = dict(_amounts(largest.millicores, largest.memory, largest.disk, largest.gpus))
-        sizes = {"cores": largest.millicores < demand.millicores, "memory": largest.memory < demand.memory,
-                 "disk": largest.disk < demand.disk, "gpus": largest.gpus < demand.gpus}
-        over = [name for name, much in sizes.items() if much]
-        if over:
-            wanted = ", ".join(text for name, text in needed if name in over)
-            had = ", ".join(there.get(name, f"no {name}") for name in over)
-            best = max(
-                present,
-                key=lambda w: (len(w.devices) if over[0] == "gpus" else getattr(w, _FIELD[over[0]]), -w.peer),
-            )
-            return f"needs {wanted}; the largest worker, {best.name}, has {had}"
-        fitting = [w for w in self.workers.values() if w.ends is not None and not w.draining]
-        if demand.wall_time and fitting:
-            left = format_duration(max(0.0, max((w.ends or now) - now for w in fitting)))
-            return f"takes {format_duration(demand.wall_time)}; no worker that it fits on lives so long ({left} at most)"
-        return f"needs {self.needs(demand)} at once; {self.largest_worker()}"
-
-    def largest_worker(self) -> str:
-        """For people: the largest worker there is."""
-        workers = [w for w in self.workers.values() if not w.draining]
-        if not workers:
-            return "no worker is connected" if not self.workers else "every worker is leaving"
-        best = max(workers, key=lambda w: (w.memory, w.millicores, -w.peer))
-        has = _amounts(best.millicores, best.memory, best.disk, len(best.devices))
-        return f"the largest worker, {best.name}, has {', '.join(text for _, text in has)}"
-
-
-_FIELD = {"cores": "millicores", "memory": "memory", "disk": "disk"}
 
 
 def explain_unbuildable(state: Unbuildable) -> str:
     hint = f" ({state.hint})" if state.hint else ""
     return f"{state.reason}{hint}" if not state.module or state.module in state.reason else f"{state.module}: {state.reason}{hint}"
-
-
-def _amounts(cores: int, memory: int, disk: int, gpus: int) -> list[tuple[str, str]]:
-    """For people: (resource, amount) of what there is any of."""
-    parts = [("cores", f"{cores / 1000:g} core{'' if cores == 1000 else 's'}"), ("memory", f"{format_size(memory)} memory")]
-    if disk:
-        parts.append(("disk", f"{format_size(disk)} disk"))
-    if gpus:
-        parts.append(("gpus", f"{gpus} GPU{'' if gpus == 1 else 's'}"))
-    return parts

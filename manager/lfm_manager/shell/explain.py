@@ -16,6 +16,7 @@ from lfm.protocol.outcomes import (
     Returned,
 )
 from lfm.protocol.resources import format_duration, format_size
+from lfm_manager.core import unfit
 from lfm_manager.core.functions import Away, Building, Built, Coming, Environment
 from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.past import Ended
@@ -107,12 +108,12 @@ def _ready(core: ManagerCore, task: Task, now: float) -> str:
     if not core.workers:
         return "ready, and no worker is connected; start one with: lfm worker start"
     demand = scheduler.demand(queue)
-    needs = core.needs(demand)
+    needs = unfit.needs(demand)
     able = [w for w in core.workers.values() if not w.draining and w.could(demand, now)]
     barred = [f"{w.name}: {w.unusable[demand.digest]}" for w in core.workers.values() if demand.digest in w.unusable]
     why = f"; {len(barred)} cannot use its environment: {barred[0]}" if barred else ""
     if not able:
-        return f"ready, and no worker can take it: it {core.too_much(demand, now)}{why}"
+        return f"ready, and no worker can take it: it {unfit.too_much(demand, core.workers.values(), core.sizes.largest, now)}{why}"
     if task.alone:
         return f"ready; workers died while it ran ({task.tries.deaths}), so it waits for one to itself"
     if scheduler.reserved is not None and scheduler.reserved[0] is queue:

@@ -27,6 +27,7 @@ from lfm_manager.core.functions import (
 from lfm_manager.core.manager import ManagerCore
 from lfm_manager.core.past import Ended
 from lfm_manager.core.tasks import Collecting, Done, Failed, Placed, Task, placement
+from lfm_manager.core.unfit import largest_worker
 from lfm_manager.core.workers import Worker
 from lfm_manager.shell import outputs
 from lfm_manager.shell.explain import explain, state_name
@@ -106,7 +107,7 @@ def alerts(core: ManagerCore) -> list[str]:
     for queue in core.scheduler.queues.values():
         if queue.warned:
             who = f"{len(queue.tasks)} calls of {queue.category.name}"
-            found.append(f"{who} are larger than any worker: {core.largest_worker()}")
+            found.append(f"{who} are larger than any worker: {largest_worker(core.workers.values())}")
     for environment in core.environments.known.values():
         if isinstance(environment.state, Unbuildable):
             found.append(f"environment {environment.declared.name} cannot be built: {environment.state.reason}")
