@@ -7,23 +7,19 @@ runs the function, and imports nothing.
 
 from __future__ import annotations
 
-import importlib.machinery
 import os
-import sys
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from functools import lru_cache
 from types import CodeType, FunctionType, ModuleType
 
 from lfm.errors import AnalysisError
 from lfm.function import inside, partners
-from lfm.function.code import Chain, Import, Source, Target, Unit, read_function, read_module
+from lfm.function.code import Chain, Import, Source, Target, Unit, read_function
 from lfm.function.installed import Installation
 from lfm.function.modules import Kind, Module, Modules
+from lfm.function.sources import Sources, absolute, outermost
 from lfm.function.state import global_names
-
-_MARKS = frozenset({"property", "staticmethod", "classmethod"})  # decorators that call nothing
 
 
 @dataclass(slots=True)
@@ -84,6 +80,7 @@ class Walk:
 
     def __init__(self, modules: Modules, exclude: Collection[str] = (), *, elsewhere: bool = False) -> None:
         self.modules = modules
+        self.sources = Sources(modules)
         self.exclude = tuple(exclude)
         self.elsewhere = elsewhere  # it will run in an environment that is not made of what is installed here
         self.found = Analysis()
@@ -106,7 +103,7 @@ class Walk:
         """An object that travels as the name ``name`` of ``module``; a module itself if ``name`` is empty."""
         if module == "__main__" or self.excluded(module):
             return
-        if _top(module) == "lfm":
+        if outermost(module) == "lfm":
             if module not in inside.MODULES:
                 self.need_lfm(who)
             return
@@ -145,7 +142,7 @@ class Walk:
 
     def finish(self) -> Analysis:
         """All that was found, with what libraries will import lazily."""
-        libraries = dict.fromkeys(map(_top, self.found.needs))
+        libraries = dict.fromkeys(map(outermost, self.found.needs))
         for module, library, word in partners.wanted(
             libraries, self.words, self.constants, self.is_installed
         ):
@@ -188,7 +185,7 @@ class Walk:
         self.words.update(statement.names)
         if not name or self.excluded(name):
             return
-        if _top(name) == "lfm":
+        if outermost(name) == "lfm":
             if not place.top and not inside.holds(name, statement.names):
                 self.need_lfm(place.at(statement.line))
             return
@@ -199,8 +196,8 @@ class Walk:
         why, surely = f"imported by {place.at(statement.line)}", statement.guard != "branch"
         self.use(found, why, preload=surely)
         for part in statement.names:
-            if part != "*" and not (found.kind is Kind.LOCAL and self.defines(name, part)):
-                inner = self.submodule(found, part)
+            if part != "*" and not (found.kind is Kind.LOCAL and self.sources.defines(name, part)):
+                inner = self.sources.submodule(found, part)
                 if inner is not None and not self.excluded(inner.name):
                     self.use(inner, why, preload=surely)
         if statement.dynamic and found.kind is Kind.LOCAL:
@@ -218,29 +215,29 @@ class Walk:
         if not name or self.excluded(name):
             return
         if not target.attribute:
-            self.dotted(name if target.whole else _top(name), rest, place, line)
+            self.dotted(name if target.whole else outermost(name), rest, place, line)
             return
-        if _top(name) == "lfm":
+        if outermost(name) == "lfm":
             if not place.top and not inside.holds(name, (target.attribute,)):
                 self.need_lfm(place.at(line))
             return
         found = self.modules.find(name)
-        if found.kind is Kind.LOCAL and self.defines(name, target.attribute):
+        if found.kind is Kind.LOCAL and self.sources.defines(name, target.attribute):
             self.reach(name, (target.attribute, *rest))
-        elif (inner := self.submodule(found, target.attribute)) is not None:
+        elif (inner := self.sources.submodule(found, target.attribute)) is not None:
             self.dotted(inner.name, rest, place, line)
 
     def dotted(self, name: str, rest: Chain, place: _Place, line: int) -> None:
         """A module is used through attributes ``rest``, some of which may be modules too."""
         if self.excluded(name):
             return
-        if _top(name) == "lfm":
+        if outermost(name) == "lfm":
             if not place.top and not inside.holds(name, rest[:1] or ("lfm as a whole",)):
                 self.need_lfm(place.at(line))
             return
         found = self.modules.find(name)
         while rest and found.kind in (Kind.INSTALLED, Kind.NAMESPACE):
-            inner = self.submodule(found, rest[0])
+            inner = self.sources.submodule(found, rest[0])
             if inner is None or self.excluded(inner.name):
                 break
             found, rest = inner, rest[1:]
@@ -271,12 +268,12 @@ class Walk:
         self.found.local[name] = found
         if editable := self.modules.installed.editable_owner(found.file):
             self.found.editables.setdefault(editable.name, editable)
-        source = self.source(name)
+        source = self.sources.of(name)
         if source is None:
             return
         self.queue.append((source.top, self.place(found, top=True)))
         for defined, chains in source.passed.items():
-            if not all(self.only_marks(source, chain) for chain in chains):
+            if not all(self.sources.only_marks(source, chain) for chain in chains):
                 self.reach(name, (defined,), top=True)
 
     def reach(self, name: str, chain: Chain, *, top: bool = False) -> None:
@@ -284,7 +281,7 @@ class Walk:
 
         ``top``: that code is run by importing ``name`` itself.
         """
-        source = self.source(name)
+        source = self.sources.of(name)
         if source is None or (name, chain, top) in self.chased:
             return
         self.chased.add((name, chain, top))  # modules may import each other's names in circles
@@ -298,7 +295,7 @@ class Walk:
         if target is not None:
             self.target(target, rest, self.place(found, top=top), target.source.line)
         elif unit is None:
-            inner = self.submodule(found, first)
+            inner = self.sources.submodule(found, first)
             if inner is not None:
                 self.dotted(inner.name, rest, self.place(found, top=top), 0)
             else:
@@ -309,49 +306,20 @@ class Walk:
         for statement in source.top.imports:
             if statement.names == ("*",):
                 name = absolute(statement, self.place(found).package)
-                if name and self.defines(name, chain[0]):
+                if name and self.sources.defines(name, chain[0]):
                     self.reach(name, chain)
 
     def everything(self, name: str) -> None:
         """A module of the user's is used in a way that does not show which part of it."""
         self.enter(name)
-        if (source := self.source(name)) is not None:
+        if (source := self.sources.of(name)) is not None:
             for defined in (*source.units, *source.top.bound):
                 self.reach(name, (defined,))
-
-    def source(self, name: str) -> Source | None:
-        found = self.modules.find(name)
-        if found.kind is not Kind.LOCAL or not found.file.endswith(".py"):
-            return None
-        try:
-            state = os.stat(found.file)
-        except OSError:
-            return None
-        return _source(name, found.file, state.st_size, state.st_mtime_ns)
 
     def place(self, found: Module, defined: str = "", *, top: bool = False) -> _Place:
         package = found.name if found.places is not None else found.name.rpartition(".")[0]
         who = f"{found.name}.{defined}" if defined else found.name
         return _Place(who, found.file, package, module=found.name, top=top)
-
-    def defines(self, name: str, part: str) -> bool:
-        """Whether a module of the user's has ``part`` by its own code, not only as a submodule."""
-        source = self.source(name)
-        if source is None:
-            return False
-        return (
-            part in source.units
-            or part in source.top.bound
-            or any(i.names == ("*",) for i in source.top.imports)
-        )
-
-    def only_marks(self, source: Source, chain: Chain) -> bool:
-        """Whether a decorator surely leaves it to others to call the function: the standard library's, lfm's."""
-        target = source.top.bound.get(chain[0])
-        if target is None:
-            return chain[0] not in source.units and chain[0] in _MARKS
-        top = _top(target.source.module)
-        return not target.source.level and (top == "lfm" or self.modules.find(top).kind is Kind.STANDARD)
 
     # ------------------------------------------------------------ what is installed
 
@@ -409,47 +377,8 @@ class Walk:
             module=name, file=place.file, line=statement.line,
         )  # fmt: skip
 
-    def submodule(self, parent: Module, part: str) -> Module | None:
-        if parent.places is None:
-            return None
-        value = getattr(sys.modules.get(parent.name), "__dict__", {}).get(part)
-        if value is not None and not isinstance(value, ModuleType):
-            return None
-        found = self.modules.find(f"{parent.name}.{part}")
-        return None if found.kind is Kind.MISSING else found
-
     def is_installed(self, module: str) -> bool:
         return self.modules.find(module).kind is Kind.INSTALLED
 
     def excluded(self, name: str) -> bool:
         return any(name == one or name.startswith(one + ".") for one in self.exclude)
-
-
-def absolute(statement: Import, package: str) -> str:
-    """The full name of what a statement imports; "" where a relative one leads out of its package."""
-    if not statement.level:
-        return statement.module
-    parts = package.split(".") if package else []
-    if statement.level > len(parts):
-        return ""
-    base = parts[: len(parts) - statement.level + 1]
-    return ".".join((*base, statement.module) if statement.module else base)
-
-
-@lru_cache(maxsize=4096)
-def _source(name: str, file: str, size: int, mtime_ns: int) -> Source | None:
-    """A file read; its size and time are there to notice an edit."""
-    try:
-        code = importlib.machinery.SourceFileLoader(name, file).get_code(name)
-    except SyntaxError as error:
-        raise AnalysisError(
-            f"{file}:{error.lineno or 0}: the module {name} cannot be compiled: {error.msg}",
-            module=name, file=file, line=error.lineno or 0,
-        ) from None  # fmt: skip
-    except OSError:
-        return None
-    return None if code is None else read_module(code)
-
-
-def _top(name: str) -> str:
-    return name.partition(".")[0]
