@@ -47,16 +47,8 @@ check: $(VENV)/.test  ## lint, types, import rules
 	$(VENV)/bin/lint-imports --no-cache
 
 TRACES ?= ../shared/traces
-bench: $(VENV)/.test  ## speed, as ratios in one run; PEERS=PYTHON has parsl, distributed or ray installed
-	$(PY) bench/bench.py --peers $(PEERS)
-	$(PY) bench/environments.py
-	$(PY) bench/monitor_floor.py
-	$(PY) bench/monitor.py
-	$(PY) bench/first_submit.py
-	$(PY) bench/sizing.py $(wildcard $(TRACES)) --strategy auto --strategy greedy-bucketing --strategy exhaustive-bucketing --strategy max-seen
-	$(PY) bench/transfer.py
-	$(PY) bench/store.py
-	$(PY) bench/core.py --simulate
+bench: $(VENV)/.test  ## speed, as ratios in one run; PEERS=PYTHON has parsl, distributed or ray; QUICK=1; JSON=FILE keeps the figures
+	$(PY) bench/all.py --peers $(PEERS) $(if $(wildcard $(TRACES)),--traces $(TRACES)) $(if $(QUICK),--quick) $(if $(JSON),--json $(JSON))
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -229,7 +230,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
         pool.close()
     for name in ("parsl", "dask", "ray"):
         try:
-            peer = Contender(name, options.peers)
+            peer = Contender(name, str(Path.cwd() / (shutil.which(options.peers) or options.peers)))  # it starts elsewhere
         except Absent as reason:
             say(f"left out: {reason}")
             continue
