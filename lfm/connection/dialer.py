@@ -244,14 +244,12 @@ class Dialer:
         monitor.close(0)
         one.close()  # with the linger that was set
 
-    def _put(self, packet: list[bytes]) -> bool:
-        if self._socket is None:
-            return False
-        try:
-            put(self._socket, packet)
-        except zmq.Again:
-            return False  # not connected
-        return True
+    def _put(self, packet: list[bytes]) -> None:
+        if self._socket is not None:
+            try:
+                put(self._socket, packet)
+            except zmq.Again:  # not connected
+                pass
 
     def _where(self) -> str:
         try:

@@ -30,9 +30,9 @@ Packet = list[bytes]
 
 
 class Dialing:
-    """``put``: whether it sent the packet; what it did not, the link keeps."""
+    """``put`` need not send the packet: what of it matters, the link keeps."""
 
-    def __init__(self, hello: Callable[[], m.Hello], put: Callable[[Packet], bool], now: float) -> None:
+    def __init__(self, hello: Callable[[], m.Hello], put: Callable[[Packet], None], now: float) -> None:
         self.link = Link()
         self.epoch = ""  # of the manager that knows this session; none yet
         self.welcomed = False  # on this connection
@@ -122,8 +122,8 @@ class Dialing:
         return welcome
 
     def _put(self, packet: Packet, now: float) -> None:
-        if self._put_out(packet):
-            self._sent = now
+        self._put_out(packet)
+        self._sent = now  # also where there is no connection: or the next try were due at once, and again
 
     # -- time
 

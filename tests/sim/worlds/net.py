@@ -145,10 +145,9 @@ class Dial:
 
     # -- packets
 
-    def _put(self, packet: Packet) -> bool:
+    def _put(self, packet: Packet) -> None:
         if self.wire is not None:
             self.wire.send(UP, packet)
-        return self.wire is not None
 
     def _take(self, packet: Packet) -> None:
         if self.closed or packet[0] == NOTHING:
