@@ -7,6 +7,7 @@ depends on it does not leave before; if it cannot be looked at, its calls end wi
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import warnings
@@ -48,7 +49,8 @@ class Outgoing:
         self.spool = spool
         self._looked = looked
         self._packer = Packer(looking=Memory())
-        self._doubtful: dict[FunctionId, Described] = {}
+        self._doubts = itertools.count()
+        self._doubtful: dict[FunctionId, tuple[int, Described]] = {}  # each time anew
         self._better: dict[FunctionId, Described] = {}  # what became of those that were presumed wrongly
         self._failed: dict[FunctionId, Exception] = {}  # why they cannot leave
         self._looks = False
@@ -109,7 +111,7 @@ class Outgoing:
     def _doubt(self, described: Described) -> None:
         with self._lock:
             function = described.function.function
-            self._doubtful[function] = described
+            self._doubtful[function] = next(self._doubts), described
             self._failed.pop(function, None)
             begin, self._looks = not self._looks, True
         if begin:
@@ -141,15 +143,16 @@ class Outgoing:
                 if not looking:
                     self._looks = False
                     return
-            for function, described in looking.items():
+            for function, (_, described) in looking.items():
                 try:
                     self._settle(function, described)
                 except Exception as error:
                     log.info("%s cannot leave", described.function.name, exc_info=True)
                     self._failed[function] = error
             with self._lock:
-                for function in looking:
-                    del self._doubtful[function]
+                for function, doubt in looking.items():
+                    if self._doubtful[function] is doubt:  # else it was submitted once more meanwhile, and is unsure again
+                        del self._doubtful[function]
             self._looked()
 
     def _settle(self, function: FunctionId, described: Described) -> None:

@@ -369,7 +369,8 @@ class Session:
     def _turn(self) -> None:
         """Hear, say, sleep until there is something to do."""
         if self._is_short():
-            time.sleep(SHORT_PAUSE)  # what has come still lies in the socket
+            time.sleep(SHORT_PAUSE)
+            self._dialer.deaf()
             self._spoken = True
             self._look_around()
             return

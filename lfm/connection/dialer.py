@@ -148,6 +148,10 @@ class Dialer:
             self._watch(now)
         return news
 
+    def deaf(self) -> None:
+        """Instead of ``receive`` where there is no memory for what has come: it waits in the socket."""
+        self._session.deaf(time.monotonic())
+
     def _watch(self, now: float) -> None:
         """What became of the connections: refused for the key, or closed (ZeroMQ dials again by itself)."""
         for one, monitor in list(self._monitors.items()):

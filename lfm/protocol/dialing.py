@@ -127,6 +127,11 @@ class Dialing:
 
     # -- time
 
+    def deaf(self, now: float) -> None:
+        """Nothing is received just now: that is not the manager's silence."""
+        if self.welcomed:
+            self.heard = max(self.heard, now - PING_EVERY)
+
     def tick(self, now: float) -> bool:
         """Keep the connection alive.  False: it is dead, and another is to be dialled."""
         if now >= self.heard + DEAD_AFTER:

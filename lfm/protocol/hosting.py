@@ -152,13 +152,14 @@ class Hosting(Generic[Route]):
 
     def settle(self, now: float) -> None:
         """All that came is safe, and may be confirmed."""
-        unsettled, self._unsettled = self._unsettled, {}
-        for session in unsettled.values():
+        while self._unsettled:  # one after the other: where there is no memory for it now, the rest is for the next try
+            session = next(iter(self._unsettled.values()))
             session.link.settle()
             if session.link.owes_much:
                 self._put(session, session.link.control(ACK), now)
             elif session.link.owes_ack and self._ack_at is None:
                 self._ack_at = now + ACK_DELAY
+            self._unsettled.pop(session.peer, None)
 
     def _greet(self, route: Route, role: str, packet: Packet, now: float, news: News) -> None:
         hello, epoch, received = _read_hello(packet, role)
@@ -240,7 +241,7 @@ class Hosting(Generic[Route]):
                 if session.link.owes_ack:
                     self._put(session, session.link.control(ACK), now)
         if now >= self._tick_at:
-            self._forgive(now - self._tick_at)
+            self._forgive(now)
             for session in list(self._by_peer.values()):
                 self._check(session, now, news)
             soon = now + (0.2 if now < self._suspicious_until else self._ping_every / 5)
@@ -248,17 +249,19 @@ class Hosting(Generic[Route]):
 
     def suspect(self, now: float) -> None:
         """Some connection was closed, nobody says whose: for a while all are tried, from the next tick, which is now."""
+        self._forgive(now)
         self._suspicious_until = now + SUSPICION
         self._tick_at = now
 
-    def _forgive(self, late: float) -> None:
+    def _forgive(self, now: float) -> None:
         """We were stopped or very busy ourselves: what peers said meanwhile is still to be taken."""
+        late = now - self._tick_at
         if late < AWAY:
             return
         for session in self._by_peer.values():
-            session.heard += late
+            session.heard = min(now, session.heard + late)
             if session.gone is not None:
-                session.gone += late
+                session.gone = min(now, session.gone + late)
 
     def _end_of(self, session: Session[Route]) -> float:
         """When its lease ends, if nothing is heard of it before."""

@@ -21,3 +21,16 @@ def test_who_has_no_connection_does_not_try_again_at_once() -> None:
     while one.tick(now):
         now, looks = one.deadline(), looks + 1
     assert now == DEAD_AFTER and looks <= DEAD_AFTER / RESEND_AFTER + 2 and len(tried) > 1
+
+
+def test_who_has_no_memory_to_listen_gives_nobody_up() -> None:
+    """Else it dropped what waited in its socket, and all that it had asked for after ten minutes."""
+    one = Dialing(lambda: m.ViewerHello("v"), lambda packet: None, 0.0)
+    one.take([WELCOME, encode(m.Welcome("run", "epoch", False)), msgpack.packb(0)], 0.0)
+    for tenths in range(int(20 * DEAD_AFTER)):
+        one.deaf(tenths / 10)
+        assert one.tick(tenths / 10) and one.lost_since is None
+    now = 2 * DEAD_AFTER
+    while one.tick(now):
+        now = max(now + 0.1, one.deadline())
+    assert one.lost_since is not None
