@@ -31,6 +31,7 @@ from lfm.monitor.seat import Job, Key, Seat
 CACHED = 1 << 20  # bytes read and written from which a group counts files that no process shows
 WATCH_AFTER = 0.010  # seconds that a call runs before its monitor is woken to watch it
 LEAVE_WITHIN = 0.1  # seconds that the next call waits for the process of one that is over
+END_WITHIN = 0.5  # seconds that the process of a call which is over may take to end: what goes on forged its answer
 IDLE_OTHERS = 8  # idle slots with other functions loaded; the longest idle goes for a new one
 FUNCTIONS = 1000  # remembered
 LONGEST_TMPDIR = 75  # bytes: with multiprocessing's /pymp-xxxxxxxx/listener-xxxxxxxx what a socket's address can hold
@@ -291,6 +292,8 @@ class Host:
         while self._young and (self._young[0].job is None or self._young[0].watched):
             self._young.popleft()
         due = self._young[0].began + WATCH_AFTER if self._young else None
+        if (left := next((slot.left_at for slot in self._leaving if slot.left_at), None)) is not None:
+            due = left + END_WITHIN if due is None else min(due, left + END_WITHIN)
         while self._late and self._waits(self._late[0][1]) is None:
             self._late.popleft()
         if self._late:
@@ -308,6 +311,10 @@ class Host:
                 slot.watched = True
                 job = slot.job
                 self._tell(slot, wire.watch(job.work.id, slot.began, job.limits, job.work.sandbox))
+        for slot in self._leaving:
+            if slot.left_at and slot.left_at + END_WITHIN <= now:
+                slot.left_at = 0.0
+                self._tell(slot, wire.simple(wire.KILL, slot.leaving))
         while self._late and self._late[0][0] <= now:
             id = self._late.popleft()[1]
             if (seat := self._waits(id)) is not None and (waits := seat.next) is not None:
@@ -399,7 +406,7 @@ class Host:
         result = slot.result
         if result is None or slot.watched or not self._is_all_told(result) or not slot.box.untouched():
             return
-        slot.leaving = job.work.id
+        slot.leaving, slot.left_at = job.work.id, time.monotonic()
         self._leaving.append(slot)
         self._learn(slot, job, result)
         self._tell_over(slot, Over(job.work.id, result, wire.quiet(job.work.id, result.figures)))

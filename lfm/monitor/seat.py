@@ -48,6 +48,7 @@ class Seat:
         self.over: Any = None  # what is to be told once its sandbox is removed
         self.result: wire.Result | None = None  # what the call has said
         self.leaving = 0  # the call that was over when it had said so, and whose process has not ended yet
+        self.left_at = 0.0  # when it was over; 0: its process was told to end
         self.next: Job | None = None  # that waits for this end
         self.live = False  # what its call says is heard at once, not only at its end
         self.idle_since = 0.0

@@ -23,7 +23,7 @@ import cloudpickle
 import pytest
 
 from lfm.ending import outcome_of, usage_of
-from lfm.monitor import host, page, wire
+from lfm.monitor import host, page, payload, wire
 from lfm.protocol.codec import encode
 from lfm.protocol.ids import TaskId
 from lfm.protocol.messages import CallEnded
@@ -233,6 +233,31 @@ def test_who_shuts_its_channel_down_ends_its_slot(bench: Bench) -> None:
     assert isinstance(bench.run(_shut_down_all), Crashed)
     assert bench.value(bench.run(max, 1, 2)) == 2
     _well_once_it_left(bench)
+
+
+def _answer_and_go_on(id: int, seconds: float) -> None:
+    """Say what the end of a quiet call says, and go on."""
+    figures = bytearray(page.FIGURES_SIZE)
+    page.NUMBER.pack_into(figures, page.QUIET_AT - page.FILES_AT, 1)
+    value = b"".join(payload.pack("forged"))
+    data = wire.RESULT.pack(wire.RETURNED, id, 0, 0, 0, 0, 0, 0, 0, 0, len(value)) + value + figures
+    for fd in range(3, 64):
+        try:
+            with socket.socket(fileno=os.dup(fd)) as one:
+                one.send(data)
+        except OSError:
+            continue
+    time.sleep(seconds)
+
+
+def test_who_answers_and_goes_on_is_ended(bench: Bench) -> None:
+    """Else nobody watched it any more, and no limit were its own."""
+    id = bench.last + 1
+    assert bench.start(_answer_and_go_on, id, 600.0) == id
+    bench.until(lambda: id in bench.overs or any(seat.result for seat in bench.host._slots.values()), tick=False)
+    assert bench.value(bench.end(id)[0]) == "forged"
+    bench.until(lambda: not any(seat.leaving for seat in bench.host._slots.values()))
+    bench.well()
 
 
 def _set_blocking(blocking: bool) -> bool:
