@@ -65,7 +65,7 @@ class Monitor:
 
     def run(self) -> NoReturn:
         self.forker.ask()
-        self.control.send(wire.simple(wire.READY, os.getpid()))
+        self._say(wire.simple(wire.READY, os.getpid()))
         control, signals = self.control.fileno(), self.signals
         while True:
             ready = self.poll.poll(self._timeout())
@@ -106,16 +106,25 @@ class Monitor:
             breach = self.watch.look(now, self._strays())
             if breach and breach.resource == "memory" and self.watch.limits.grow and not self.watch.held:
                 self.watch.hold(breach, now)
-                self.control.send(wire.near(self._running(), int(breach.measured), self.watch.limits.memory))
+                self._say(wire.near(self._running(), int(breach.measured), self.watch.limits.memory))
             elif breach:
                 self._enforce(breach)
             else:
                 self._tell_near()
 
+    def _say(self, data: bytes) -> None:
+        try:
+            self.control.send(data)
+        except OSError:
+            self._leave()
+
     # -- what the daemon says
 
     def _hear(self) -> None:
-        data = self.control.recv(8192)
+        try:
+            data = self.control.recv(8192)
+        except ConnectionResetError:  # as it is told where something that was sent to the daemon lay there unread
+            data = b""
         if not data:
             self._leave()
         kind = data[0]
@@ -132,7 +141,7 @@ class Monitor:
         elif kind == wire.WARM:
             self.warm = wire.read_simple(data)[1]
         elif kind == wire.CLEAN:
-            self.control.send(wire.simple(wire.CLEANED, sandbox.remove(wire.read_clean(data))))
+            self._say(wire.simple(wire.CLEANED, sandbox.remove(wire.read_clean(data))))
             if self.group and self.last and not self._running():
                 self.group.settle(self._loaded(), self.forker.pid != 0)  # what was cached of the files is gone with them
 
@@ -170,7 +179,7 @@ class Monitor:
         watch = self.watch
         if watch and watch.limits.grow and watch.near_told != watch.limits.memory and watch.near_memory():
             watch.near_told = watch.limits.memory
-            self.control.send(wire.near(self._running(), watch.peaks.memory_low, watch.limits.memory))
+            self._say(wire.near(self._running(), watch.peaks.memory_low, watch.limits.memory))
 
     # -- output
 
@@ -232,7 +241,7 @@ class Monitor:
                 if self.warm and not self._pid():  # it could not load the function: calls will
                     self.warm, self.warming = b"", 0.0
                     self._end_all()
-                    self.control.send(wire.simple(wire.COLD))
+                    self._say(wire.simple(wire.COLD))
                     self.forker.ask()
                 elif self._running() == 0:  # nobody knows whether it has made the next process
                     self._end_all()
@@ -279,9 +288,9 @@ class Monitor:
                 while stream.pump():
                     pass
         if id and not (breach or over.status or flags & wire.STRAY) and self._is_all_told():
-            self.control.send(wire.simple(wire.ENDED, id))
+            self._say(wire.simple(wire.ENDED, id))
         else:
-            self.control.send(wire.report(self._report(id, over, flags, breach, base_cpu, base_rss)))
+            self._say(wire.report(self._report(id, over, flags, breach, base_cpu, base_rss)))
         self.last = id or self.last
         clean = not (breach or flags & wire.STRAY) and over.status == 0
         if clean:

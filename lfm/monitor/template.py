@@ -156,7 +156,10 @@ class Template:
                     self._new_slot(signals)
 
     def _new_slot(self, signals: int) -> None:
-        data, fds, _, _ = socket.recv_fds(self.control, 64, FDS)
+        try:
+            data, fds, _, _ = socket.recv_fds(self.control, 64, FDS)
+        except ConnectionResetError:  # as it is told where something that was sent to the daemon lay there unread
+            data, fds = b"", []
         if not data:
             self._leave()
         _, slot = SLOT.unpack(data)
@@ -166,7 +169,7 @@ class Template:
         except OSError as error:  # no memory, or no more processes for us: the calls in the other slots go on
             for fd in fds:
                 os.close(fd)
-            self.control.send(SLOT.pack(GONE, slot) + struct.pack("<i", (error.errno or 1) << 8))
+            self._say_gone(slot, (error.errno or 1) << 8)
             return
         if pid == 0:
             try:
@@ -196,7 +199,13 @@ class Template:
                     gone.append((slot, one.status))
         for slot, status in gone:
             self._sweep_groups(f"{slot}.")
+            self._say_gone(slot, status)
+
+    def _say_gone(self, slot: int, status: int) -> None:
+        try:
             self.control.send(SLOT.pack(GONE, slot) + struct.pack("<i", status))
+        except OSError:  # the daemon has closed everything, and a monitor was the first to see it
+            self._leave()
 
     def _leave(self) -> NoReturn:
         """The daemon is gone: monitors have seen the end of their own channels, and clean up; then we."""

@@ -181,6 +181,17 @@ def test_temporary_files_go_with_the_sandbox(tmp_path_factory: pytest.TempPathFa
         made.host.close()
 
 
+def test_what_nobody_has_heard_at_the_end_disturbs_no_end(bench: Bench) -> None:
+    bench.start(max, 1, 2)
+    bench.start(max, 1, 2)
+    for end in (bench.host._control, *(slot.control for slot in bench.host._slots.values())):
+        poll = select.poll()
+        poll.register(end, select.POLLIN)
+        assert poll.poll(PATIENCE * 1000)  # left unread: closing it looks like a failure to its other end
+    bench.host.close()
+    assert bench.host._process.returncode == 0
+
+
 def test_the_same_function_many_times_keeps_nothing(bench: Bench) -> None:
     def count(seen: list[int] = []) -> int:  # noqa: B006 (that is the point)
         seen.append(1)
