@@ -141,17 +141,20 @@ def test_what_is_outstanding_ends_with_its_client(cluster):
 
 
 def test_every_answer_though_a_worker_dies(tmp_path):
-    def slow(x):
+    def slow(x, gate):
+        import pathlib
         import time
 
-        time.sleep(0.3)
+        while x and not pathlib.Path(gate).exists():
+            time.sleep(0.02)
         return x
 
     with LocalCluster(workers=2) as cluster, cluster.executor() as executor:
-        futures = [executor.options(memory="50MB").submit(slow, n) for n in range(16)]
+        futures = [executor.options(memory="50MB").submit(slow, n, str(tmp_path / "gate")) for n in range(16)]
         futures[0].result(PATIENCE)
-        wait_until(lambda: all(w["calls"] for w in asked(cluster, "status")["workers"]), "both workers to be busy")
+        wait_until(lambda: [bool(w["calls"]) for w in asked(cluster, "status")["workers"]] == [True] * 2, "both workers to be busy")
         cluster.workers[0].kill()
+        (tmp_path / "gate").touch()
         assert [f.result(PATIENCE) for f in futures] == list(range(16))
 
 

@@ -235,9 +235,9 @@ def test_status(ex):
 
 
 def test_a_call_larger_than_any_worker_is_warned_of(ex):
-    with pytest.warns(lfm.Unschedulable, match="largest worker"):
+    with pytest.warns(lfm.Unschedulable, match="largest worker") as heard:
         future = ex.options(cores=1000).submit(abs, -1)
-        wait_until(lambda: ex.status().alerts, "an alert")
+        wait_until(lambda: ex.status().alerts and heard.list, "an alert and a warning")
     assert future.cancel()
 
 

@@ -560,7 +560,7 @@ def test_an_interpreter_that_ends_waits_for_its_calls(fake):
         ex = lfm.Executor(sys.argv[1])
         ex.submit(abs, -42).add_done_callback(lambda f: print(f.result(), flush=True))
     """)
-    assert process.communicate(timeout=60) == ("42\n", "")
+    assert process.communicate(timeout=120) == ("42\n", "")
     assert process.returncode == 0
 
 
@@ -583,7 +583,7 @@ def test_a_forked_child_is_told(fake):
         ex.shutdown()
         print("parent", flush=True)
     """)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert "belongs to the process that forked" in out and out.endswith("parent\n"), err
 
 
@@ -597,7 +597,7 @@ def test_ctrl_c_ends_it_promptly(fake):
     """)
     fake.wait_submitted(1)
     process.send_signal(2)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode != 0 and "KeyboardInterrupt" in err
     assert err.count("Traceback") == 1
 
@@ -611,5 +611,5 @@ def test_ctrl_c_without_with(fake):
     """)
     fake.wait_submitted(1)
     process.send_signal(2)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode != 0 and "KeyboardInterrupt" in err

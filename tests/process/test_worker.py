@@ -470,9 +470,9 @@ class TestLeaving:
         assert manager.wait_said(m.WorkerLeaving).reason == "idle for 0.2 s"
 
     def test_time_limit(self, manager: Manager, start: Start) -> None:
-        daemon = start("--time-limit", "3s")
+        daemon = start("--time-limit", "8s")  # within which it has started, on whatever machine
         hello = manager.wait_joined()
-        assert hello.offer.wall_time is not None and hello.offer.wall_time <= 3.0
+        assert hello.offer.wall_time is not None and hello.offer.wall_time <= 8.0
         assert daemon.wait_gone(manager) == 0
         assert manager.wait_said(m.WorkerLeaving).reason == "its allotment ends"
 
@@ -583,10 +583,9 @@ def test_an_idle_worker_uses_no_cpu(manager: Manager, start: Start) -> None:
     manager.submit("a", manager.define(add, manager.environment()), 1, 1)
     manager.result("a")
 
-    def pass_seconds(seconds: float) -> float:
-        end = time.monotonic() + seconds
+    def spent(seconds: float) -> float:
+        before, end = cpu_seconds(daemon.pid), time.monotonic() + seconds
         manager.wait(lambda: time.monotonic() > end, "the clock")
-        return cpu_seconds(daemon.pid)
+        return cpu_seconds(daemon.pid) - before
 
-    before = pass_seconds(1.0)
-    assert pass_seconds(3.0) - before <= 0.1
+    manager.wait(lambda: spent(3.0) <= 0.1, "it to come to rest")

@@ -140,7 +140,7 @@ plans = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(loads, plans, st.sampled_from(["auto", "max-seen", "greedy-bucketing", "whole-worker", "oracle"]))
 def test_every_call_is_answered_once_and_the_books_agree(
     calls: list[Call], plan: Plan, strategy: str

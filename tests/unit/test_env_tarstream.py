@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfm_worker.shell.tarstream import BadTar, TarStream
@@ -34,7 +34,7 @@ def read(raw: bytes, tmp_path: Path) -> list[tuple[str, str, bool, str, bytes]]:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(made=entries)
 def test_names_contents_and_modes(tmp_path: Path, form: int, made: list[tuple[str, bytes, bool]]) -> None:
     raw = io.BytesIO()
@@ -87,7 +87,7 @@ def test_a_large_member_and_one_that_is_not_read(tmp_path: Path) -> None:
     assert found == {"big": big, "last": b"z"}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.data())
 def test_damage_is_an_error_and_never_a_hang(tmp_path: Path, data: st.DataObject) -> None:
     raw = io.BytesIO()

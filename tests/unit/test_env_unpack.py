@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfm_worker.shell import unpack
@@ -120,7 +120,7 @@ members = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.lists(members, min_size=1, max_size=6))
 def test_whatever_is_in_it_nothing_lands_or_leads_outside(
     tmp_path_factory: pytest.TempPathFactory, made: list[Member]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfm.errors import AnalysisError
@@ -239,7 +239,7 @@ BLOCKS = (
 
 
 @given(st.lists(st.tuples(st.sampled_from(BLOCKS), st.sampled_from(DEEDS), st.sampled_from(DEEDS), st.sampled_from(DEEDS)), min_size=1, max_size=4))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 def test_whatever_a_function_does_looking_at_it_does_nothing(world: World, body: list[tuple[str, ...]]) -> None:
     if not (world.site / "alpha").exists():
         world.install("alpha", {"alpha/__init__.py": "raise SystemError('imported')"})

@@ -507,7 +507,7 @@ class Life:
         self.happen(event)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_every_run_is_answered_once_whatever_happens(data: st.DataObject) -> None:
     """Random events; at the end everything is over, answered exactly once, and nothing is held."""
