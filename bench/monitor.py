@@ -26,6 +26,7 @@ import cloudpickle
 
 from lfm.ending import usage_of
 from lfm.monitor import host, payload, wire
+from lfm.monitor.runtime import install_runtime
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 MB = 1_000_000
@@ -35,7 +36,7 @@ class Bench:
     def __init__(self, folder: Path, **how: Any) -> None:
         self.folder = folder
         (folder / "sandboxes").mkdir()
-        runtime = host.install_runtime(folder / "runtime")
+        runtime = install_runtime(folder / "runtime")
         (runtime / "lib" / "held_by_the_template.py").write_text("HELD = bytearray(b'x' * 100_000_000)\n")
         preload = ("numpy", "held_by_the_template")
         self.host = host.Host(sys.executable, runtime, preload, sandboxes=folder / "sandboxes", **how)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lfm.monitor import host, payload, wire
+from lfm.monitor.runtime import install_runtime
 
 LIKELY = {"LFM_TASK": "", "LFM_ATTEMPT": "1", "LFM_CORES": "1", "LFM_MEMORY": "0"}  # as the worker has it
 IMPORTS: dict[str, tuple[str, ...]] = {"bare": (), "numpy": ("numpy",), "pandas": ("pandas",)}
@@ -154,7 +155,7 @@ def _spent(pid: int) -> float:
 
 def measure(python: str, name: str, rounds: int, calls: int, **how: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lfm-bench-") as folder:
-        runtime = host.install_runtime(Path(folder) / "runtime")
+        runtime = install_runtime(Path(folder) / "runtime")
         floor = Floor(python, runtime, IMPORTS[name])
         ours = Ours(python, Path(folder), runtime, IMPORTS[name], **how)
         pairs = [(floor.round(calls), ours.round(calls)) for _ in range(rounds)]

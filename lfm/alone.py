@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from lfm.ending import outcome_of, usage_of
 from lfm.errors import CallCrashed, CallError, EnvironmentFailed, RemoteError, ResourceExhausted
 from lfm.monitor import host, payload, wire
+from lfm.monitor.runtime import install_runtime
 from lfm.protocol.outcomes import Crashed, EnvironmentBroken, Exhausted, Inline, Payload, Raised, Returned
 from lfm.protocol.resources import Usage, format_duration, format_size, parse_duration, parse_size
 
@@ -66,7 +67,7 @@ class _Bench:
         self.folder = Path(tempfile.mkdtemp(prefix="lfm-monitored-"))
         sandboxes = self.folder / "sandboxes"
         sandboxes.mkdir()
-        self.host = host.Host(sys.executable, host.install_runtime(self.folder / "runtime"), sandboxes=sandboxes)
+        self.host = host.Host(sys.executable, install_runtime(self.folder / "runtime"), sandboxes=sandboxes)
         self.calls = 0
         atexit.register(self.close)
 

@@ -78,6 +78,7 @@ def run(command: tuple[str, ...], limits: Limits) -> tuple[Outcome, Usage | None
     from lfm.alone import wait_over
     from lfm.ending import outcome_of, usage_of
     from lfm.monitor import host, sandbox, wire
+    from lfm.monitor.runtime import install_runtime
     from lfm.monitor.watch import disk_usage
 
     folder, environ = tempfile.mkdtemp(prefix="lfm-monitor-"), dict(os.environb)
@@ -85,7 +86,7 @@ def run(command: tuple[str, ...], limits: Limits) -> tuple[Outcome, Usage | None
     if scratch is not None:
         environ |= dict.fromkeys((b"TMPDIR", b"TMP", b"TEMP"), os.fsencode(scratch.path))
     running = host.Host(
-        sys.executable, host.install_runtime(folder), session=False, clone=False, environ=dict(os.environ)
+        sys.executable, install_runtime(folder), session=False, clone=False, environ=dict(os.environ)
     )
     for number in (signal.SIGINT, signal.SIGQUIT):  # the terminal sends them to the command too
         signal.signal(number, signal.SIG_IGN)

@@ -7,12 +7,10 @@ the very same code.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import marshal
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -631,27 +629,6 @@ def _environ(python: str) -> dict[str, str]:
 def _how(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def install_runtime(into: Path | str) -> Path:
-    """Copy what the packed interpreter must have of us to a folder, which is returned."""
-    source = Path(__file__).resolve().parent
-    target = Path(into)
-    (target / "lfm" / "monitor").mkdir(parents=True, exist_ok=True)
-    for file in (source.parent / "__init__.py", *source.glob("*.py")):
-        to = target / file.relative_to(source.parent.parent)
-        part = to.with_name(f".{to.name}.{os.getpid()}")
-        shutil.copyfile(file, part)
-        part.replace(to)
-    helper = importlib.util.find_spec("cloudpickle")
-    if helper is not None and helper.origin:
-        (target / "lib" / "cloudpickle").mkdir(parents=True, exist_ok=True)
-        for file in Path(helper.origin).parent.glob("*.py"):
-            to = target / "lib" / "cloudpickle" / file.name
-            part = to.with_name(f".{to.name}.{os.getpid()}")
-            shutil.copyfile(file, part)
-            part.replace(to)
-    return target
 
 
 if sys.platform != "linux":  # pragma: no cover

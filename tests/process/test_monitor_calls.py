@@ -23,6 +23,7 @@ import pytest
 from lfm.ending import outcome_of, usage_of
 from lfm.function.pickling import pickle_function
 from lfm.monitor import host, payload, wire
+from lfm.monitor.runtime import install_runtime
 from lfm.protocol.outcomes import (
     Blob,
     Crashed,
@@ -49,7 +50,7 @@ class Bench:
         self.folder = folder
         self.sandboxes = folder / "sandboxes"
         self.sandboxes.mkdir()
-        self.host = host.Host(sys.executable, host.install_runtime(folder / "runtime"), sandboxes=self.sandboxes, **how)
+        self.host = host.Host(sys.executable, install_runtime(folder / "runtime"), sandboxes=self.sandboxes, **how)
         self.overlay = folder / "overlay"
         (self.overlay / "src").mkdir(parents=True)
         shutil.copytree(Path(cloudpickle.__file__).parent, self.overlay / "lib" / "cloudpickle")
@@ -858,7 +859,7 @@ def test_a_command_works_in_its_users_directory_which_stays(tmp_path: Path) -> N
     (home / "sub").mkdir(parents=True)
     (home / "sub" / "file").write_text("stays")
     for command in (("sh", "-c", "echo made > new; exit 3"), ("sleep", "600")):
-        running = host.Host(sys.executable, host.install_runtime(tmp_path / "runtime"), session=False, clone=False)
+        running = host.Host(sys.executable, install_runtime(tmp_path / "runtime"), session=False, clone=False)
         work = wire.Work(1, "", b"", "", "", directory=str(home), command=command)
         running.start(work, fds=(0, 1, 2))
         poll = select.poll()

@@ -24,6 +24,7 @@ import json, os, select, sys, time
 from pathlib import Path
 import cloudpickle
 from lfm.monitor import host, payload, wire
+from lfm.monitor.runtime import install_runtime
 
 def call(beat, namespace):
     import os, time
@@ -41,7 +42,7 @@ def call(beat, namespace):
 folder, namespace = Path(sys.argv[1]), sys.argv[2] == "namespace"
 (folder / "sandboxes").mkdir()
 running = host.Host(
-    sys.executable, host.install_runtime(folder / "runtime"), sandboxes=folder / "sandboxes", namespace=namespace
+    sys.executable, install_runtime(folder / "runtime"), sandboxes=folder / "sandboxes", namespace=namespace
 )
 (folder / "code").write_bytes(b"".join(payload.pack(call, cloudpickle.dumps)))
 arguments = b"".join(payload.pack(((str(folder / "beat"), namespace), {})))

@@ -23,11 +23,12 @@ SCRIPT = """
 import json, os, select, sys, time
 from pathlib import Path
 from lfm.monitor import host, payload, wire
+from lfm.monitor.runtime import install_runtime
 
 folder = Path(sys.argv[1])
 (folder / "sandboxes").mkdir()
 running = host.Host(
-    sys.executable, host.install_runtime(folder / "runtime"), sandboxes=folder / "sandboxes", namespace=sys.argv[2] == "namespace"
+    sys.executable, install_runtime(folder / "runtime"), sandboxes=folder / "sandboxes", namespace=sys.argv[2] == "namespace"
 )
 (folder / "code").write_bytes(b"".join(payload.pack(os.system)))
 poll = select.poll()

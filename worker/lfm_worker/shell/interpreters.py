@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lfm.headroom import Headroom
+from lfm.monitor.runtime import install_runtime
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest
 from lfm.protocol.outcomes import Blob, Inline, Lost, Payload, Raised, Returned, payload_of
@@ -21,7 +22,7 @@ from lfm_worker.shell.places import Cache, Home
 from lfm_worker.shell.prepare import cause_of
 from lfm_worker.shell.transfers import Transfers
 from lfm_worker.templates.calls import Call, Ended, NearLimit, Started, TemplateLost
-from lfm_worker.templates.template import Template, install_runtime
+from lfm_worker.templates.template import Template
 
 HEADROOM = 16 << 20  # bytes that a call may take here, with its beginning and its end
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from lfm.ending import outcome_of, usage_of
 from lfm.monitor import host, wire
-from lfm.monitor.contain import probe as probe
-from lfm.monitor.host import install_runtime as install_runtime
 from lfm_worker.templates.calls import Call, Ended, NearLimit, Report, Started, TemplateLost
 
 # Calls' own variables, as most calls have them: to change a variable in place costs little, to add one much.
@@ -33,7 +31,7 @@ class Template:
         slots: int = 1,
         environ: dict[str, str] | None = None,
     ) -> None:
-        """``python``: the packed interpreter; ``runtime``: what ``install_runtime`` returned; ``sandboxes``: a folder in
+        """``python``: the packed interpreter; ``runtime``: what ``lfm.monitor.runtime`` installed; ``sandboxes``: a folder in
         which calls get their directories; ``slots``: calls at a time that it should be ready for (more are possible)."""
         self._host = host.Host(python, runtime, preload, sandboxes=sandboxes, environ=LIKELY | (environ or {}))
         self._spilled: dict[int, Path] = {}
