@@ -71,6 +71,8 @@ def read(file: int, total: int) -> bytes:
 def since(file: int, position: int) -> tuple[int, bytes]:
     """What a call that still runs has printed from ``position`` on, and where that begins: later, if it is gone."""
     total = os.lseek(file, 0, os.SEEK_CUR)
+    if not 0 <= position < total:  # of a call that was begun anew, and has not printed as much again
+        return position, b""
     if total <= HEAD + TAIL or position < HEAD:
         end = total if total <= HEAD + TAIL else HEAD
         return position, os.pread(file, max(0, end - position), position)

@@ -43,7 +43,8 @@ class Began(NamedTuple):
 
 
 class Over(NamedTuple):
-    """A call has ended, nothing of it is left.  ``lost``: its monitor or template died, for this reason."""
+    """A call is over.  Nothing of it is left; or it has said all there is to tell, and its process is about to end.
+    ``lost``: its monitor or template died, for this reason."""
 
     id: int
     result: wire.Result | None
@@ -99,8 +100,7 @@ class Host:
         self._running: dict[int, Seat] = {}
         self._leaving: deque[Seat] = deque()  # whose call is over, and its process not yet; oldest first
         self._late: deque[tuple[float, int]] = deque()  # when a call has waited long enough for one of these
-        self._young: deque[Seat] = deque()  # began lately, not watched yet; oldest first
-        self._closing: set[int] = set()  # slots that were told to go
+        self._young: deque[tuple[float, Seat]] = deque()  # when a call began there that is not watched yet; oldest first
         self._loaded: dict[Key, bool] = {}  # functions that a call has loaded well: True; that a forker could not: False
         self._next = 1
         self._news: list[News] = []
@@ -210,7 +210,9 @@ class Host:
     def output(self, id: int, stdout_from: int = 0, stderr_from: int = 0) -> list[tuple[int, bytes]]:
         """What a running call has printed from these positions on, each with where it begins; [] if it runs no more."""
         slot = self._running.get(id)
-        return slot.output(stdout_from, stderr_from) if slot is not None else []
+        if slot is None or slot.job is None:  # one that waits for a slot has not printed what was printed there
+            return []
+        return slot.output(stdout_from, stderr_from)
 
     def _choose(self, key: Key) -> Seat:
         """An idle slot that has this function loaded, else one that has none, else one whose call's process is about to
@@ -268,7 +270,7 @@ class Host:
         if slot.job.work.command:
             slot.watched = True
             self._tell(slot, wire.watch(slot.job.work.id, slot.began, slot.job.limits, slot.job.work.sandbox))
-        self._young.append(slot)
+        self._young.append((slot.began, slot))
         self._news.append(Began(slot.job.work.id))
 
     def _say(self, news: News) -> None:
@@ -287,9 +289,9 @@ class Host:
         """When ``tick()`` is due (monotonic); None: not before something happens."""
         if self._urgent:
             return 0.0
-        while self._young and (self._young[0].job is None or self._young[0].watched):
+        while self._young and not self._is_young(*self._young[0]):
             self._young.popleft()
-        due = self._young[0].began + WATCH_AFTER if self._young else None
+        due = self._young[0][0] + WATCH_AFTER if self._young else None
         if (left := next((slot.left_at for slot in self._leaving if slot.left_at), None)) is not None:
             due = left + END_WITHIN if due is None else min(due, left + END_WITHIN)
         while self._late and self._waits(self._late[0][1]) is None:
@@ -301,13 +303,16 @@ class Host:
             due = idle if due is None else min(due, idle)
         return due
 
+    def _is_young(self, began: float, slot: Seat) -> bool:
+        """Whether the call that began there then still runs, and nobody watches it."""
+        return slot.job is not None and slot.began == began and not slot.watched
+
     def tick(self) -> None:
         now = time.monotonic()
-        while self._young and self._young[0].began + WATCH_AFTER <= now:
-            slot = self._young.popleft()
-            if slot.job is not None and not slot.watched and slot.over is None:
+        while self._young and self._young[0][0] + WATCH_AFTER <= now:
+            began, slot = self._young.popleft()
+            if self._is_young(began, slot) and slot.over is None and (job := slot.job) is not None:
                 slot.watched = True
-                job = slot.job
                 self._tell(slot, wire.watch(job.work.id, slot.began, job.limits, job.work.sandbox))
         for slot in self._leaving:
             if slot.left_at and slot.left_at + END_WITHIN <= now:
@@ -461,7 +466,7 @@ class Host:
         if report.status or report.flags & wire.STRAY:
             slot.key = None  # its forker was replaced
         slot.broken |= report.id != slot.leaving
-        if not slot.broken and not slot.box.untouched() and slot.box.is_there():
+        if not slot.box.untouched() and slot.box.is_there():
             self._tell(slot, wire.clean(slot.box.take()))
             return
         self._vacate(slot)
@@ -550,17 +555,16 @@ class Host:
 
     def _drop(self, slot: Seat, lost: str, over: Over | None = None) -> None:
         """A slot is of no more use; what ran in it is over."""
-        job = slot.job
+        if slot.box.owned is not None:
+            sandbox.remove(slot.box.owned)
+            slot.box.forget()
+        job, over = slot.job, over or slot.over
         if job is not None:
             started = over is not None and over.report is not None and bool(over.report.flags & wire.STARTED)
-            if over is None and slot.over is not None:
-                over = slot.over
             if over is None:
                 over = Over(job.work.id, self._result(slot, job.work.id), None, lost, *slot.printed(), unsent=not slot.ready)
             elif lost and not started:
                 over = over._replace(lost=lost)
-            if slot.box.owned is not None:
-                sandbox.remove(slot.box.owned)
             self._running.pop(job.work.id, None)
             self._say(over)
             slot.job = None
@@ -592,7 +596,7 @@ class Host:
             return
         held: list[sandbox.Owned] = []
         for slot in list(self._slots.values()):
-            if slot.job is not None and slot.box.owned is not None:
+            if (slot.job is not None or slot.leaving) and slot.box.owned is not None:
                 held.append(slot.box.owned)
                 slot.box.forget()  # until nothing runs in it
             slot.next = None

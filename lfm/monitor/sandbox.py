@@ -11,6 +11,8 @@ import os
 import stat
 from typing import NamedTuple
 
+DEEPEST = 32  # directories that are gone down at a time
+
 
 class Owned(NamedTuple):
     """A directory that is ours to remove, by what it is and not only by where it was."""
@@ -57,8 +59,11 @@ def remove(owned: Owned) -> int:
     fd = _open_same(owned)
     if fd < 0:
         return 0
+    size, again = 0, True
     try:
-        size = _empty(fd, owned.device)
+        while again:
+            took, again = _empty(fd, owned.device, fd, 0)
+            size += took
     finally:
         os.close(fd)
     try:
@@ -142,28 +147,54 @@ def _open_same(owned: Owned) -> int:
     return fd
 
 
-def _empty(fd: int, device: int) -> int:
-    """Delete what a directory holds, without following links or crossing into another file system."""
-    size = 0
-    with os.scandir(fd) as entries:
-        found = list(entries)
-    for entry in found:
+def _empty(fd: int, device: int, top: int, depth: int) -> tuple[int, bool]:
+    """Delete what a directory holds, without following links or crossing into another file system.
+
+    How many bytes that was; and whether something too deep to go down to was moved up to ``top``, so that it is there to
+    be deleted as well.
+    """
+    size, moved = 0, False
+    try:
+        with os.scandir(fd) as entries:
+            found = [entry.name for entry in entries]
+    except OSError:
+        return 0, False
+    for name in found:
         try:
-            seen = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
+            seen = os.stat(name, dir_fd=fd, follow_symlinks=False)
             if not stat.S_ISDIR(seen.st_mode):
-                os.unlink(entry.name, dir_fd=fd)
+                os.unlink(name, dir_fd=fd)
                 size += seen.st_blocks * 512 if seen.st_nlink == 1 else 0
                 continue
             if seen.st_dev != device:
                 continue
-            size += seen.st_blocks * 512 + _empty_below(fd, entry.name, device)
-            os.rmdir(entry.name, dir_fd=fd)
+            below = _open_below(fd, name)
+            try:
+                if depth == DEEPEST:
+                    os.rename(name, _free_name(top), src_dir_fd=fd, dst_dir_fd=top)
+                    moved = True
+                    continue
+                took, more = _empty(below, device, top, depth + 1)
+            finally:
+                os.close(below)
+            size, moved = size + seen.st_blocks * 512 + took, moved or more
+            os.rmdir(name, dir_fd=fd)
         except OSError:
             continue
-    return size
+    return size, moved
 
 
-def _empty_below(parent: int, name: str, device: int) -> int:
+def _free_name(folder: int) -> str:
+    for number in _numbers:
+        try:
+            os.stat(name := f".{number}", dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            break
+    return name
+
+
+def _open_below(parent: int, name: str) -> int:
+    """A directory, with all permissions for us."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(name, flags, dir_fd=parent)
@@ -176,6 +207,7 @@ def _empty_below(parent: int, name: str, device: int) -> int:
         fd = os.open(name, flags, dir_fd=parent)
     try:
         os.fchmod(fd, stat.S_IRWXU)
-        return _empty(fd, device)
-    finally:
+    except OSError:
         os.close(fd)
+        raise
+    return fd

@@ -40,7 +40,8 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The call is over and nothing of it is left: its processes are reaped, its directory is empty again.
+    """The call is over and nothing of it is left: its processes are reaped, its directory is empty again.  Of a short
+    call that hurries this may be a moment ahead: its value is told, and its one process is about to end.
 
     ``Returned(Blob(...))``: the value lies in ``Call.result``.
     """
