@@ -32,14 +32,17 @@ RELAY = Path(__file__).parent / "relay.py"
 at_length = pytest.mark.skipif(not FULL, reason="takes minutes: make networks")
 pytestmark = [pytest.mark.networks, pytest.mark.timeout(1200)]
 
-# Submits a call for each line, "TAG SECONDS", and writes "TAG VALUE TIME WORKER" when it is over.
+# Submits a call for each line, "TAG SECONDS", and writes "TAG VALUE TIME WORKER" when it is over.  With a file's name for
+# SECONDS it goes on until that is there.
 CLIENT = """
     import os, sys, threading, time
     import lfm
 
     def work(tag, seconds):
-        import time
-        time.sleep(seconds)
+        import os, time
+        while isinstance(seconds, str) and not os.path.exists(seconds):
+            time.sleep(0.05)
+        time.sleep(0.0 if isinstance(seconds, str) else seconds)
         return tag
 
     def over(future):
@@ -49,7 +52,7 @@ CLIENT = """
         small = ex.options(memory="40MB", cores=0.25)
         for line in sys.stdin:
             tag, seconds = line.split()
-            small.submit(work, tag, float(seconds)).add_done_callback(lambda f: threading.Thread(target=over, args=(f,)).start())
+            small.submit(work, tag, seconds if "/" in seconds else float(seconds)).add_done_callback(lambda f: threading.Thread(target=over, args=(f,)).start())
 """
 
 
@@ -148,7 +151,7 @@ class Net:
         self.relay.stdin.write(f"{command}\n".encode())
         assert self.relay.stdout.readline() == b"done\n"
 
-    def submit(self, seconds: float, count: int = 1) -> list[str]:
+    def submit(self, seconds: float | Path, count: int = 1) -> list[str]:
         tags = [f"t{self.number + n}" for n in range(count)]
         self.number += count
         assert self.client.stdin is not None
@@ -242,9 +245,10 @@ def test_a_long_way(net: Net) -> None:
 
 
 def test_a_worker_that_is_cut_off_for_its_lease_is_lost_and_its_calls_run_elsewhere(net: Net) -> None:
-    running = net.submit(8.0, 2)  # longer than it takes to see that they are there
+    running = net.submit(net.folder / "gate", 2)
     net.wait(lambda: net.workers().get("far") == "busy", "the calls to be there")
     net.say("cut both")
+    (net.folder / "gate").touch()
     began = time.monotonic()
     near = net.worker(net.near, "near")
     net.wait_for(running)

@@ -493,7 +493,7 @@ def test_max_workers_is_true_and_grows(ex, fake):
     wait_until(lambda: ex._max_workers == 24)
 
 
-def test_a_callback_may_submit_but_not_ask(ex):
+def test_a_callback_may_submit_but_not_ask(ex, fake):
     box = []
 
     def then(future):
@@ -502,7 +502,9 @@ def test_a_callback_may_submit_but_not_ask(ex):
             ex.status()
         box.append("asked")
 
+    fake.hold()  # what is over already calls back at once, and from here, where one may ask
     ex.submit(abs, -4).add_done_callback(then)
+    fake.let_go()
     wait_until(lambda: len(box) == 2)
     assert box[0].result() == 4
 
