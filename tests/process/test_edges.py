@@ -208,34 +208,46 @@ def test_a_run_directory_that_is_removed_ends_the_manager_and_everybody_is_told(
 
 CLIENT = """
     import os, resource, sys
+    from pathlib import Path
     import lfm
 
-    with lfm.Executor(sys.argv[1]) as executor:
-        assert executor.submit(abs, -1).result(120) == 1
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        held = [os.dup(0)]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), limits[1]))
+    held = []
+
+    def no_descriptors(most):
+        held.append(os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), most))
         try:
             while True:
                 held.append(os.dup(0))
         except OSError:
             pass
+
+    def little_memory(most):
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + (8 << 20), most))
+
+    shortages = {"descriptors": (resource.RLIMIT_NOFILE, no_descriptors), "memory": (resource.RLIMIT_AS, little_memory)}
+    what, shorten = shortages[sys.argv[2]]
+    with lfm.Executor(sys.argv[1]) as executor:
+        assert executor.submit(abs, -1).result(120) == 1
+        limits = resource.getrlimit(what)
+        shorten(limits[1])
         future = executor.submit(bytes, 1_000_000)
         print("asked", flush=True)
         sys.stdin.readline()
         assert not future.done()
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        resource.setrlimit(what, limits)
         print(len(future.result(120)), flush=True)
 """
 
 
-def lent(tmp_path: Path, client: str, warning: str) -> None:
+def lent(tmp_path: Path, what: str, warning: str) -> None:
     """A client that lacks something, says so, and is given it."""
     script, said = tmp_path / "client.py", tmp_path / "said"
-    script.write_text(textwrap.dedent(client))
+    script.write_text(textwrap.dedent(CLIENT))
     with LocalCluster(1) as own, said.open("wb") as log:
         client = subprocess.Popen(
-            [sys.executable, script, own.run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=own.environ, text=True
+            [sys.executable, script, own.run, what], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=own.environ, text=True
         )
         assert client.stdin is not None and client.stdout is not None
         assert client.stdout.readline() == "asked\n", said.read_text()
@@ -245,7 +257,7 @@ def lent(tmp_path: Path, client: str, warning: str) -> None:
 
 
 def test_a_client_without_descriptors_has_its_large_results_when_it_has_some(tmp_path: Path) -> None:
-    lent(tmp_path, CLIENT, "large arguments and results wait")
+    lent(tmp_path, "descriptors", "large arguments and results wait")
 
 
 def size(pid: int) -> int:
@@ -295,27 +307,8 @@ def test_a_worker_without_memory_hands_back() -> None:
             assert lame.poll() is None and "Traceback" not in own.log
 
 
-THRIFTY = """
-    import resource, sys, threading
-    from pathlib import Path
-    import lfm
-
-    with lfm.Executor(sys.argv[1]) as executor:
-        assert executor.submit(abs, -1).result(120) == 1
-        limits = resource.getrlimit(resource.RLIMIT_AS)
-        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + (8 << 20), limits[1]))
-        future = executor.submit(bytes, 1_000_000)
-        print("asked", flush=True)
-        sys.stdin.readline()
-        assert not future.done()
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-        print(len(future.result(120)), flush=True)
-"""
-
-
 def test_a_client_without_memory_has_its_results_when_it_has_some(tmp_path: Path) -> None:
-    lent(tmp_path, THRIFTY, "this process is short of memory")
+    lent(tmp_path, "memory", "this process is short of memory")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

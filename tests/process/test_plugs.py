@@ -222,6 +222,14 @@ class Scene:
         if self.client.poll() is not None and not (self.results / "table").exists():
             self.start_client()
 
+    def done(self) -> int:
+        return len(list(self.results.iterdir()))
+
+    def wait_done(self, many: int, what: str) -> None:
+        """Until so many calls are done, or all, or the client has ended."""
+        table = self.results / "table"
+        wait_until(lambda: self.done() >= many or table.exists() or self.client.poll() is not None, f"{what}\n{self.said()}", 240.0)
+
     def table(self) -> str:
         def there() -> bool:
             self.put_back()
@@ -249,15 +257,13 @@ def screened(folder: Path, dice: Random | None = None) -> str:
     pulled: list[str] = []
     try:
         if dice is not None:
-            done = lambda: len(list(scene.results.iterdir()))  # noqa: E731
             for _ in range(dice.randint(3, 6)):
-                at = done() + dice.randint(1, 12)
-                wait_until(lambda at=at: done() >= at or (scene.results / "table").exists() or scene.client.poll() is not None, f"progress after {pulled}\n{scene.said()}", 240.0)  # type: ignore[misc]
+                scene.wait_done(scene.done() + dice.randint(1, 12), f"progress after {pulled}")
                 time.sleep(dice.random() * 0.3)
                 if (scene.results / "table").exists():
                     break
                 what = dice.choice(PLUGS)
-                pulled.append(f"{what}@{done()}")
+                pulled.append(f"{what}@{scene.done()}")
                 scene.pull(what, dice)
                 scene.put_back()
         table = scene.table()
