@@ -11,6 +11,7 @@ import argparse
 import gc
 import json
 import time
+from typing import Any
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, EnvironmentKey, FunctionId, PeerId, TaskId
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--simulate", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    found: dict[str, object] = {"schema": "lfm.bench.core/2"}
+    found: dict[str, Any] = {"schema": "lfm.bench.core/2"}
     found["events_per_s"] = {count: events_a_second(count) for count in options.waiting}
     found["events_per_s_by_clients"] = {count: events_a_second(10_000, count) for count in options.clients}
     if options.joining:
@@ -127,12 +128,12 @@ def main() -> None:
     if options.json:
         print(json.dumps(found, indent=2))
         return
-    for count, rate in found["events_per_s"].items():  # type: ignore[attr-defined]
+    for count, rate in found["events_per_s"].items():
         print(f"core: {rate:,.0f} events a second of CPU with {count:,} calls waiting")
-    for count, rate in found["events_per_s_by_clients"].items():  # type: ignore[attr-defined]
+    for count, rate in found["events_per_s_by_clients"].items():
         print(f"core: {rate:,.0f} events a second of CPU with 10,000 calls of {count:,} clients waiting")
     if options.joining:
-        print("core: {:,} workers come: {first:.0f} us each at first, {last:.0f} us at last".format(options.joining, **found["join_us"]))  # type: ignore[arg-type]
+        print("core: {:,} workers come: {first:.0f} us each at first, {last:.0f} us at last".format(options.joining, **found["join_us"]))
     if options.simulate:
         print(f"core: 100,000 calls on 1,000 workers simulated in {found['simulation_s']:.1f} s of CPU")
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lfm.executor import Executor
+from lfm.future import Future
 from lfm.testing import LocalCluster
 
 WORKERS, CORES, MEMORY = 2, 8, 10**9
@@ -80,7 +81,7 @@ def run(manner: str, calls: list[Call]) -> dict[str, float]:
     return {"makespan_s": makespan, "killed": len(attempts) - len(calls), "efficiency": used / reserved}
 
 
-def submit(executor: Executor, manner: str, call: Call):  # type: ignore[no-untyped-def]
+def submit(executor: Executor, manner: str, call: Call) -> Future[int]:
     options: dict[str, object] = {"category": call.kind, "cores": 1}
     if manner == "Oracle":
         options["memory"] = call.megabytes * MB + OWN

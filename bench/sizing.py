@@ -12,6 +12,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 from lfm_manager.simulator.plan import Plan
 from lfm_manager.simulator.replay import replay
@@ -31,19 +32,20 @@ class Timed:
         self.spent = {"predict": 0, "succeeded": 0}
         self.calls = {"predict": 0, "succeeded": 0}
 
-    def predict(self, *args: object, **options: object) -> float:
-        return self._timed("predict", *args, **options)
+    def predict(self, *args: Any, **options: Any) -> float:
+        predicted: float = self._timed("predict", *args, **options)
+        return predicted
 
-    def succeeded(self, *args: object, **options: object) -> None:
+    def succeeded(self, *args: Any, **options: Any) -> None:
         self._timed("succeeded", *args, **options)
 
-    def exhausted(self, *args: object, **options: object) -> float | None:
-        return self._sizer.exhausted(*args, **options)  # type: ignore[arg-type]
+    def exhausted(self, *args: Any, **options: Any) -> float | None:
+        return self._sizer.exhausted(*args, **options)
 
     def microseconds(self, what: str) -> float:
         return self.spent[what] / 1000 / max(1, self.calls[what])
 
-    def _timed(self, what: str, *args: object, **options: object):  # type: ignore[no-untyped-def]
+    def _timed(self, what: str, *args: Any, **options: Any) -> Any:
         start = time.thread_time_ns()
         answer = getattr(self._sizer, what)(*args, **options)
         self.spent[what] += time.thread_time_ns() - start
@@ -51,7 +53,7 @@ class Timed:
         return answer
 
 
-def measure(strategy: str, calls: list[Call]) -> dict[str, object]:
+def measure(strategy: str, calls: list[Call]) -> dict[str, Any]:
     waste = [replay(calls, make(strategy, "memory"), CAP, k).waste_gb_h for k in OUTSTANDING]
     timed = Timed(make(strategy, "memory"))
     tally = replay(calls, timed, CAP)
@@ -99,11 +101,11 @@ def main() -> None:
         print(json.dumps({"schema": "lfm.bench.sizing/1", "traces": found, "makespan": times}, indent=2))
 
 
-def print_table(name: str, calls: int, rows: list[dict[str, object]]) -> None:
+def print_table(name: str, calls: int, rows: list[dict[str, Any]]) -> None:
     print(f"\n{name}: {calls} calls")
     print(f"  {'strategy':28} {'GB·h, 1 /':>11} {'32 /':>9} {'128 out':>9} {'failures':>9} {'used':>6} {'predict':>9} {'succeeded':>10}")
     for row in rows:
-        waste = "".join(f" {significant(w):>9}" for w in row["waste_gb_h"])  # type: ignore[attr-defined]
+        waste = "".join(f" {significant(w):>9}" for w in row["waste_gb_h"])
         print(
             f"  {row['strategy']:28}  {waste} {row['failures']:>9} {row['efficiency']:>6.1%}"
             f" {row['predict_us']:>6.1f} us {row['succeeded_us']:>7.1f} us"

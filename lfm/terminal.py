@@ -136,7 +136,7 @@ class Waiters(list[Any]):
 
 def _after_fork() -> None:
     """In a child, nothing is drawn, and who held the lock is not there."""
-    terminal.__init__()  # type: ignore[misc]
+    Terminal.__init__(terminal)
 
 
 os.register_at_fork(after_in_child=_after_fork)
