@@ -6,7 +6,6 @@ that is there is whole.  Knows nothing of who asks or why.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Iterable
@@ -20,14 +19,6 @@ from lfm.protocol.messages import CHUNK, BlobChunk, FetchBlob
 from lfm.protocol.outcomes import INLINE_LIMIT, Blob, Inline, Payload
 
 CREDITS = 8  # ranges asked for and not yet come: 8 MiB on the way
-
-
-PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-
-
-def passes(error: BaseException) -> bool:
-    """Whether it is a want of disk, descriptors or memory, which others may give back."""
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in PASSING)
 
 
 class BadBlob(LfmError):

@@ -11,11 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from lfm.blobs import BadBlob, Fetch, answer_fetch, passes
+from lfm.blobs import BadBlob, Fetch, answer_fetch
 from lfm.monitor.payload import Buffer
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest
 from lfm.protocol.outcomes import Blob
+from lfm.shortage import passes
 from lfm.spool import Spool
 
 AT_ONCE = 4  # blobs pulled at a time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -145,3 +146,20 @@ def test_a_full_disk(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (UnpackFailed.FULL, "")
     assert done.stderr.startswith("no space left")
+
+
+def test_a_want_of_descriptors_passes(tmp_path: Path) -> None:
+    made, digest = tarball(tmp_path / "t")
+    script = """
+import resource
+from lfm_worker.shell import prepare
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (5, 5))  # the lock and the tarball, but no file out of it
+prepare.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, "environment", str(made), digest, str(tmp_path / "node")],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["cause"] == "short" and "Too many open files" in said["reason"]

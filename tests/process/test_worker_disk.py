@@ -12,8 +12,15 @@ from typing import Any
 
 import pytest
 
+from lfm.blobs import BlobStore
 from lfm.protocol import messages as m
+from lfm.protocol.ids import Digest
 from lfm.protocol.outcomes import Lost
+from lfm_worker.core import events as e
+from lfm_worker.core.commands import StartTemplate
+from lfm_worker.shell.interpreters import Interpreters
+from lfm_worker.shell.places import Cache, Home
+from lfm_worker.shell.transfers import Transfers
 
 pytestmark = pytest.mark.process
 MB = 10**6
@@ -43,6 +50,23 @@ def small(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
     yield place
     subprocess.run(["umount", place], check=True)
+
+
+def test_an_interpreter_that_cannot_be_started_for_want_of_room_is_not_its_environments_fault(small: Path) -> None:
+    cache, told = Cache(small / "work"), list[e.Event]()
+    home = Home(cache, "w")
+    transfers = Transfers(BlobStore(home / "blobs"), BlobStore(home / "results"), cache.blobs)
+    interpreters = Interpreters(
+        home, cache, transfers, 1, tell=told.append, watch=lambda fd, heard: None, unwatch=lambda fd: None
+    )  # fmt: skip
+    try:
+        with pytest.raises(OSError), open(small / "filler", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 12))
+        interpreters.start(StartTemplate(1, Digest("a" * 64), ()))
+        assert [(type(event), event.passing) for event in told if isinstance(event, e.TemplateEnded)] == [(e.TemplateEnded, True)]
+    finally:
+        home.remove()
 
 
 def test_what_does_not_fit_goes_elsewhere_and_what_fits_runs(tmp_path: Path, small: Path) -> None:

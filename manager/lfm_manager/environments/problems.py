@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from lfm.shortage import shortage
+
 
 class BuildFailed(Exception):
     """``reason`` is one line for a person; ``module`` the import at fault, if one is; ``hint`` the way out."""
@@ -22,7 +24,7 @@ class OutOfSight(BuildFailed):
 def from_os_error(error: OSError) -> BuildFailed:
     """Say in words what the operating system said in numbers."""
     place = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if shortage(error) == "full":
         return BuildFailed(
             f"no space left while building the environment{place}",
             hint="free some space with `lfm env gc`, or set LFM_CACHE to a folder on a larger disk",

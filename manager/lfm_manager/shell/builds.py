@@ -25,8 +25,8 @@ from typing import IO
 
 import zmq
 
-from lfm.blobs import PASSING
 from lfm.protocol.ids import Digest, EnvironmentKey
+from lfm.shortage import passes
 from lfm_manager.core.events import (
     EnvironmentAdvanced,
     EnvironmentBuilt,
@@ -108,7 +108,7 @@ class Builds:
         """For good, or put off if that passes."""
         if error.errno == errno.ENOENT and job.missed < TRIES:  # so says Python where a temporary directory is full
             job = replace(job, missed=job.missed + 1)
-        elif error.errno not in (*PASSING, errno.EAGAIN):
+        elif not passes(error):
             return EnvironmentFailed(job.key, f"the manager cannot start a build: {error}")
         if not self.trouble:
             log.error("environment %s waits, as the manager cannot start a build: %s", job.key[:12], error)

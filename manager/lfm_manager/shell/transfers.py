@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lfm.blobs import BadBlob, BlobStore, Fetch, answer_fetch, passes
+from lfm.blobs import BadBlob, BlobStore, Fetch, answer_fetch
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, PeerId
+from lfm.shortage import passes
 from lfm_manager.core.events import BlobLost, BlobStored
 
 log = logging.getLogger(__name__)

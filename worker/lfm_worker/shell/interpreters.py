@@ -15,11 +15,11 @@ from lfm.monitor.runtime import install_runtime
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest
 from lfm.protocol.outcomes import Blob, Inline, Lost, Payload, Raised, Returned, payload_of
+from lfm.shortage import passes
 from lfm_worker.core import commands as c
 from lfm_worker.core import events as e
 from lfm_worker.core.items import Item
 from lfm_worker.shell.places import Cache, Home
-from lfm_worker.shell.prepare import cause_of
 from lfm_worker.shell.transfers import Transfers
 from lfm_worker.templates.calls import Call, Ended, NearLimit, Started, TemplateLost
 from lfm_worker.templates.template import Template
@@ -73,8 +73,8 @@ class Interpreters:
             template = Template(
                 python, runtime=self._runtime, preload=command.preload, sandboxes=self._sandboxes, slots=self._slots
             )
-        except OSError as error:
-            self._tell(e.TemplateEnded(command.template, f"cannot be started: {error}", passing=cause_of(error) == "short"))
+        except (OSError, MemoryError) as error:
+            self._tell(e.TemplateEnded(command.template, f"cannot be started: {error}", passing=passes(error)))
             return
         self._templates[command.template] = template
         self._watch(template.fileno(), lambda: self._hear(command.template))

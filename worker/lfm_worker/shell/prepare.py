@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from lfm.protocol.ids import Digest
+from lfm.shortage import shortage
 from lfm_worker.core import events as e
 from lfm_worker.core.items import Item
 from lfm_worker.shell.unpack import UnpackFailed, unpack
 
 PR_SET_PDEATHSIG = 1
-SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 REPORT_EVERY = 0.5  # seconds
 
 
@@ -73,12 +73,10 @@ def cause_of(error: BaseException, archive: Path | None = None) -> e.Cause:
     """What could help against it."""
     if isinstance(error, UnpackFailed):
         known: dict[int, e.Cause] = {UnpackFailed.CORRUPT: "corrupt", UnpackFailed.FULL: "full"}
-        if error.code in known:
-            return known[error.code]
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "full"
-    elif isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SHORT):
-        return "short"
+        if found := known.get(error.code) or shortage(error.__cause__):
+            return found
+    elif found := shortage(error):
+        return found
     elif isinstance(error, tarfile.TarError | EOFError | UnicodeDecodeError):
         return "corrupt"
     return "gone" if archive is not None and not archive.exists() else "other"

@@ -16,9 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lfm.blobs import BadBlob, BlobStore, Fetch, answer_fetch, passes
+from lfm.blobs import BadBlob, BlobStore, Fetch, answer_fetch
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest
+from lfm.shortage import passes
 from lfm_worker.core import events as e
 from lfm_worker.core.items import is_digest
 from lfm_worker.shell.peers import Broken, Line, Peers

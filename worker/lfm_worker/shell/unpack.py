@@ -32,6 +32,7 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from lfm.shortage import shortage
 from lfm_worker.shell.tarstream import BadTar, Member, TarStream
 
 Report = Callable[[int, int], None]
@@ -84,7 +85,7 @@ def unpack(
             _mark(ready, size)
             return prefix
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if shortage(error) == "full":
             raise UnpackFailed(
                 f"no space left to unpack the environment in {into}", UnpackFailed.FULL
             ) from error
