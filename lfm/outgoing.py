@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lfm.function.handle import Handle
 
 log = logging.getLogger(__name__)
+MOST_HANDLES = 10_000  # among the arguments of one call: each is a file of its own on every node
 ArgumentLists = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
@@ -76,6 +77,11 @@ class Outgoing:
             self._better.pop(packed.function, None)
             self._failed.pop(packed.function, None)
         options = options.over(described.options)
+        if len(handles) > MOST_HANDLES:
+            raise ValueError(
+                f"{len(handles)} objects of put() among the arguments of one call, at most {MOST_HANDLES} may be; "
+                "put() what belongs together as one object, such as a list"
+            )
         blobs = tuple(Blob(Digest(handle.digest), handle.size) for handle in handles)
         for blob in blobs:
             if not self.spool.holds(blob.digest):

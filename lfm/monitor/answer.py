@@ -40,7 +40,8 @@ def load_function(path: str) -> Callable[..., Any]:
     return function
 
 
-def load_arguments(data: bytes | str, blobs: dict[str, str]) -> Any:
+def load_arguments(data: bytes | str, blobs: str) -> Any:
+    """``blobs``: the folder with what the arguments refer to."""
     held: dict[str, Any] = {}
 
     def persistent(name: Any) -> Any:
@@ -48,7 +49,7 @@ def load_arguments(data: bytes | str, blobs: dict[str, str]) -> Any:
         if kind != "lfm-blob":
             raise pickle.UnpicklingError(f"unknown persistent reference {kind!r}")
         if digest not in held:
-            held[digest] = payload.unpack(_map(blobs[digest]))
+            held[digest] = payload.unpack(_map(f"{blobs}/{digest}"))
         return held[digest]
 
     # a private mapping, or a copy: either way arrays in it are writable

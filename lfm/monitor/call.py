@@ -64,7 +64,7 @@ def serve(
         if data[:8] == _ONE_SEGMENT and (rest is None or not rest[wire.BLOBS]):
             arguments = unpickle(data[_PAYLOAD_AT:])
         else:
-            arguments = answer.load_arguments(data, rest[wire.BLOBS] if rest is not None else {})
+            arguments = answer.load_arguments(data, rest[wire.BLOBS] if rest is not None else "")
         stage = "call"
         if rest is not None and rest[wire.CHUNK]:
             value: Any = [function(*args, **kwargs) for args, kwargs in arguments]

@@ -67,7 +67,7 @@ class Work(NamedTuple):
     paths: tuple[str, ...] = ()  # added to the end of sys.path
     threads: int = 1
     chunk: bool = False
-    blobs: dict[str, str] = {}  # noqa: RUF012
+    blobs: str = ""  # the folder with what its arguments refer to, each named by its digest: however many
     directory: str = ""  # of a command: its user's, where nothing is ever removed
     command: tuple[str, ...] = ()  # run this instead of a function, with the descriptors that came along
 

@@ -226,6 +226,20 @@ def test_a_handle_brings_what_its_object_needs(ex):
     assert result(ex.submit(total, ex.put(np.arange(10)))) == 45
 
 
+def test_as_many_handles_as_anybody_wants_and_a_word_where_they_are_too_many(ex):
+    def total(*numbers):
+        return sum(numbers)
+
+    numbers = range(1_500)  # their names alone are more than a message to the call may have
+    assert result(ex.submit(total, *map(ex.put, numbers))) == sum(numbers)
+
+    from lfm.function.handle import Handle
+
+    future = ex.submit(total, *(Handle(f"{number:064x}", 1) for number in range(10_001)))
+    with pytest.raises(ValueError, match=r"10001 objects of put\(\) among the arguments of one call, at most 10000"):
+        result(future)
+
+
 def test_status(ex):
     result(ex.submit(abs, -1))
     status = ex.status()

@@ -16,6 +16,7 @@ from lfm_worker.core.items import Item, evict
 from lfm_worker.core.outbox import KEEP_S, Outbox
 from lfm_worker.core.room import Room
 from lfm_worker.core.runs import QUIET, TOO_LONG
+from lfm_worker.core.stock import Stock
 from lfm_worker.core.worker import Settings, WorkerCore
 
 GB = 10**9
@@ -94,6 +95,22 @@ def test_an_environment_on_the_node_is_not_fetched() -> None:
     assert core.handle(e.Told(run()), 0.0) == [c.Prepare(ENV_ITEM)]
     # Another worker removed it in between: then it is fetched after all.
     assert core.handle(e.PrepareFailed(ENV_ITEM, "no tarball", "gone"), 0.0) == [c.Fetch(ENV.digest, ENV.size)]
+
+
+def test_how_much_is_here_is_known_without_looking() -> None:
+    """It is asked for everything that comes, and a node may hold tens of thousands of blobs."""
+    blobs = [Item("blob", Digest(f"{n:064x}")) for n in range(4)]
+    stock = Stock({blobs[0]: (5, 0.0)})
+    assert stock.exceeds(4) and not stock.exceeds(5)
+    stock.arrive(blobs[1], 7, 1.0)
+    stock.arrive(blobs[1], 8, 2.0)  # again, and larger
+    assert stock.exceeds(12) and not stock.exceeds(13)
+    stock.scan({blobs[0]: (5, 0.0), blobs[1]: (0, 0.0), blobs[2]: (20, 0.0)})  # of its own it knows better
+    assert stock.exceeds(32) and not stock.exceeds(33)
+    stock.drop(blobs[1])
+    stock.drop(blobs[3])  # which is not here
+    stock.fail(blobs[2], "gone")
+    assert stock.exceeds(4) and not stock.exceeds(5)
 
 
 def test_every_blob_and_the_overlay_are_awaited() -> None:

@@ -91,8 +91,9 @@ class Supply:
             self._drop(item)
 
     def _make_room(self, limit: int) -> None:
-        for item in self.stock.excess(self._in_use(), limit):
-            self._drop(item)
+        if self.stock.exceeds(limit):
+            for item in self.stock.excess(self._in_use(), limit):
+                self._drop(item)
 
     def _drop(self, item: Item) -> None:
         if item.kind == "environment":

@@ -119,7 +119,7 @@ class Interpreters:
             overlay=self._overlay(command.overlay) if command.overlay else None,
             environ=command.environ, cpus=command.cpus, threads=command.threads, memory=command.memory, disk=command.disk,
             wall_time=command.wall_time, processes=command.processes, chunk=command.chunk, grow=command.grow,
-            blobs={digest: str(self._transfers.own.path(digest)) for digest in command.blobs},
+            blobs=self._transfers.own.directory if command.blobs else None,
         )  # fmt: skip
 
     def _code(self, code: Payload) -> Path:

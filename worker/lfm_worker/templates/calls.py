@@ -28,7 +28,7 @@ class Call:
     processes: int | None = None
     chunk: int = 0
     grow: bool = False  # say NearLimit when the memory limit is nearly reached
-    blobs: dict[str, str] = field(default_factory=dict)  # digest -> file, for persistent references
+    blobs: Path | None = None  # where persistent references lie, each named by its digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class Template:
             cpus=call.cpus,
             threads=call.threads,
             chunk=bool(call.chunk),
-            blobs=call.blobs,
+            blobs=str(call.blobs) if call.blobs else "",
         )
         limits = wire.Limits(
             call.memory or 0, call.disk or 0, call.wall_time or 0.0, call.processes or 0, call.grow,
