@@ -106,6 +106,13 @@ class _Bench:
             wait_over(self.host)
             raise
 
+    def usable(self) -> bool:
+        """Whether it is this process's, and its template lives."""
+        if self.owner != os.getpid() or self.host.ended():
+            return False
+        self.host.receive()  # it may have died since the last call
+        return not self.host.ended()
+
     def close(self) -> None:
         if os.getpid() == self.owner:
             self.host.close()
@@ -130,7 +137,9 @@ def wait_over(running: host.Host) -> host.Over:
 
 
 def _bench() -> _Bench:
-    if not _current or _current[0].owner != os.getpid() or _current[0].host.ended():
+    if not _current or not _current[0].usable():
+        for ended in _current:
+            ended.close()
         _current[:] = [_Bench()]
     return _current[0]
 

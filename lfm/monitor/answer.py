@@ -365,6 +365,7 @@ def become_command(work: tuple[Any, ...], channel: int, forget_base: Callable[[]
         _, fds, _, _ = socket.recv_fds(ours, 16, 3)
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
+        os.close(fd)
     forget_base()  # nothing of the template stays after an exec
     try:
         os.chdir(directory)

@@ -19,6 +19,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from gc import enable
 from marshal import loads
 from pickle import dumps
@@ -103,7 +104,7 @@ def rehearse(bare: bool, times: int = 64) -> None:
     What the interpreter learns on the way (specialised bytecode, attribute caches, linked symbols) it writes into
     pages that each call's process would otherwise have to copy for itself.
     """
-    task = os.environ.get("LFM_TASK")
+    task, held = os.environ.get("LFM_TASK"), set(os.listdir("/proc/self/fd"))
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     code, shared, buffer = os.memfd_create("rehearsal"), mmap.mmap(-1, mmap.PAGESIZE), bytearray(wire.DATAGRAM)
     path: native.Path = native.Plain(shared, its.fileno(), buffer)
@@ -127,6 +128,9 @@ def rehearse(bare: bool, times: int = 64) -> None:
     os.close(code)
     ours.close()
     its.close()
+    for fd in set(os.listdir("/proc/self/fd")) - held:  # what a call leaves open, as its process ends
+        with suppress(OSError):
+            os.close(int(fd))
 
 
 def reseed(

@@ -7,6 +7,7 @@ the very same code.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import marshal
 import os
@@ -17,6 +18,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -92,10 +94,10 @@ class Host:
         """``sandboxes``: an existing folder, in which calls get their directories (commands need none).
         ``clone``, ``namespace``, ``groups``: whether to use them where they are possible (``told`` says what came of it).
         ``session``: False leaves the calls in the starter's session and process group."""
-        self._epoll = select.epoll()
         self._slots: dict[int, Seat] = {}
         self._by_fd: dict[int, Seat] = {}
         self._by_channel: dict[int, Seat] = {}
+        self._unoffered: deque[Seat] = deque()  # that the template has yet to hear of
         self._idle: deque[Seat] = deque()
         self._running: dict[int, Seat] = {}
         self._leaving: deque[Seat] = deque()  # whose call is over, and its process not yet; oldest first
@@ -109,31 +111,37 @@ class Host:
         self._sandboxes = str(sandboxes)
         self._buffer = bytearray(wire.DATAGRAM)
         self.told: dict[str, Any] = {}
-        self._log = os.memfd_create("template-log", os.MFD_CLOEXEC)
-        self._control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.setblocking(False)
         config = {
             "runtime": str(runtime),
             "preload": list(preload),
             "skip": {},
-            "parent": os.getpid(),
+            # else the kernel would end it with the thread that has started it; it is left to see its channel close
+            "parent": os.getpid() if threading.get_native_id() == os.getpid() else 0,
             "session": session,
             "clone": clone,
             "namespace": namespace,
             "groups": groups,
         }
-        self._process = subprocess.Popen(
-            template.command(str(python), its.fileno(), config),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            pass_fds=(its.fileno(),),
-            env=_environ(str(python)) | (environ or {}),
-            start_new_session=session,
-            cwd="/",
-        )
-        its.close()
-        self._epoll.register(self._control, select.EPOLLIN)
+        with contextlib.ExitStack() as undo:
+            self._epoll = undo.enter_context(select.epoll())
+            self._log = os.memfd_create("template-log", os.MFD_CLOEXEC)
+            undo.callback(os.close, self._log)
+            self._control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(self._control.close)
+            self._control.setblocking(False)
+            self._epoll.register(self._control, select.EPOLLIN)
+            with its:
+                self._process = subprocess.Popen(
+                    template.command(str(python), its.fileno(), config),
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._log,
+                    stderr=self._log,
+                    pass_fds=(its.fileno(),),
+                    env=_environ(str(python)) | (environ or {}),
+                    start_new_session=session,
+                    cwd="/",
+                )
+            undo.pop_all()
 
     @property
     def pid(self) -> int:
@@ -235,15 +243,29 @@ class Host:
     def _new_slot(self) -> Seat:
         slot = Seat(self._next, self._sandboxes)
         self._next += 1
-        try:
-            slot.offer(self._control)
-        except OSError:
-            pass  # the template is dying: its end will be heard, and the call be told lost
         self._slots[slot.number] = slot
         self._by_fd[slot.control.fileno()] = slot
         self._by_channel[slot.channel.fileno()] = slot
         self._epoll.register(slot.control, select.EPOLLIN)
+        self._unoffered.append(slot)
+        self._offer_slots()
         return slot
+
+    def _offer_slots(self) -> None:
+        """Tell the template of its slots, as many as there is room for: it may be busy for a while."""
+        while self._unoffered:
+            slot = self._unoffered[0]
+            try:
+                if slot.files:  # else it was let go meanwhile
+                    slot.offer(self._control)
+            except BlockingIOError:
+                break
+            except ConnectionError:
+                pass  # the template is dying: its end will be heard, and the call be told lost
+            except OSError as error:
+                self._drop(slot, f"no monitor could be made for it: {error.strerror}")
+            self._unoffered.popleft()
+        self._epoll.modify(self._control, select.EPOLLIN | (select.EPOLLOUT if self._unoffered else 0))
 
     def _dispatch(self, slot: Seat, job: Job) -> None:
         slot.job, slot.watched, slot.over, slot.result = job, False, None, None
@@ -333,6 +355,8 @@ class Host:
         for fd, _ in self._epoll.poll(0):
             if fd == self._control.fileno():
                 self._hear_template()
+                if self._unoffered:
+                    self._offer_slots()
             elif (slot := self._by_channel.get(fd)) is not None:
                 self._hear_call(slot)
             elif (slot := self._by_fd.get(fd)) is not None:
@@ -574,6 +598,7 @@ class Host:
         if self._gone:
             return
         self._epoll.unregister(self._control)
+        self._unoffered.clear()
         try:
             status = self._process.wait(1)
         except subprocess.TimeoutExpired:

@@ -5,6 +5,7 @@ A tree is what descends from given roots.  Nothing here knows of calls, limits o
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterable
@@ -34,7 +35,7 @@ class Process:
     __slots__ = ("_children", "_stat", "_status", "pid", "threads")
 
     def __init__(self, pid: int) -> None:
-        """ProcessLookupError if there is none."""
+        """ProcessLookupError if there is none; another OSError where no descriptor is left."""
         self.pid = pid
         self.threads = 1
         self._stat = self._status = self._children = -1
@@ -42,7 +43,10 @@ class Process:
             self._stat = _open(f"/proc/{pid}/stat")
             self._status = _open(f"/proc/{pid}/status")
             self._children = _open(f"/proc/{pid}/task/{pid}/children")
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self.close()
+                raise
             if self._status < 0:
                 self.close()
                 raise ProcessLookupError(pid) from None
@@ -91,12 +95,13 @@ class Tree:
 
     def __init__(self) -> None:
         self._held: dict[int, Process] = {}
+        self._there: list[int] = []
 
     def walk(self, roots: Iterable[int]) -> list[tuple[Process, Seen]]:
         """Every living process of the tree, roots first."""
         found: list[tuple[Process, Seen]] = []
         met: set[int] = set()
-        todo = list(roots)
+        todo, short = list(roots), False
         while todo:
             pid = todo.pop()
             if pid in met:
@@ -107,8 +112,15 @@ class Tree:
             if seen is None:
                 self._forget(pid)
                 try:
-                    process = Process(pid)
-                except (ProcessLookupError, PermissionError):
+                    try:
+                        process = Process(pid)
+                    except (ProcessLookupError, PermissionError):
+                        continue
+                    except OSError:  # more processes than descriptors: the others' are opened anew at the next look
+                        short = True
+                        self.close()
+                        process = Process(pid)
+                except OSError:
                     continue
                 self._held[pid] = process
                 seen = process.look()
@@ -116,13 +128,14 @@ class Tree:
             if seen is not None:
                 found.append((process, seen))
             todo += process.children()
-        for pid in self._held.keys() - met:
+        for pid in list(self._held) if short else self._held.keys() - met:
             self._forget(pid)
+        self._there = [process.pid for process, _ in found]
         return found
 
     def pids(self) -> list[int]:
         """Who was there at the last look."""
-        return list(self._held)
+        return self._there
 
     def _forget(self, pid: int) -> None:
         process = self._held.pop(pid, None)

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import time
 from typing import Any, NoReturn
 
@@ -24,6 +25,7 @@ from lfm.monitor.watch import FIRST, Breach, Watch
 WARM_AT_MOST = 20.0  # seconds a forker may take to load a function
 MUTE = 0.010  # seconds between looks at the output of a call that prints without end
 SIGNALS = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM)
+_ENDED = struct.Struct("<12xI12xI")  # of what a signalfd says: whose end it was; with another signal than SIGCHLD it is further on
 
 
 class Monitor:
@@ -54,6 +56,7 @@ class Monitor:
         self.watch: Watch | None = None
         self.muted = 0.0
         self.printed = False
+        self.announced = 0  # whose end was told of, if it was one's alone
         self.stray_cpu = 0.0
         self.last = 0  # the call that was reported last
         self.io = b""
@@ -220,6 +223,8 @@ class Monitor:
             pending = os.read(self.signals, 128 * 8)
         except BlockingIOError:
             return
+        pid, elsewhere = _ENDED.unpack_from(pending)
+        self.announced = (pid or elsewhere) if len(pending) == 128 else 0
         if any(pending[at] == signal.SIGTERM for at in range(0, len(pending), 128)):
             self._leave()
         if page.quiet(self.page):
@@ -283,7 +288,8 @@ class Monitor:
                 self.stray_cpu += one.cpu
         if over.status == signal.SIGKILL and not breach and self._oom_killed():
             flags |= wire.OUT_OF_MEMORY
-        if self.printed or self.muted or flags & wire.STRAY or breach or over.status:
+        # and if the pipes were looked at for another reason than its end, before which it may have printed more
+        if self.printed or self.muted or flags & wire.STRAY or breach or over.status or over.pid != self.announced:
             for stream in (self.stdout, self.stderr):
                 while stream.pump():
                     pass

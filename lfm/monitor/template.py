@@ -30,7 +30,8 @@ FDS = 5  # control, channel, stdout, stderr, fault
 def main(control_fd: int, settings: str) -> NoReturn:
     """Entry point: ``settings`` is JSON (preload, skip, parent, session, clone, namespace, groups)."""
     config = json.loads(settings)
-    linux.die_with_parent(config["parent"])
+    if config["parent"]:
+        linux.die_with_parent(config["parent"])
     linux.become_subreaper()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -163,6 +164,8 @@ class Template:
         if not data:
             self._leave()
         _, slot = SLOT.unpack(data)
+        for fd in fds:
+            os.set_inheritable(fd, False)  # by what a call executes
         parent = os.getpid()
         try:
             pid = os.fork()
@@ -192,7 +195,7 @@ class Template:
             slot = self.monitors.pop(one.pid, None)
             if slot is not None:
                 gone.append((slot, one.status))
-        if self.children.raw() and set(self.children.pids()) - self.monitors.keys():
+        if set(self.children.pids()) - self.monitors.keys():
             for one in end_tree(self.children, self.monitors):
                 slot = self.monitors.pop(one.pid, None)
                 if slot is not None:

@@ -151,12 +151,13 @@ class Watch:
         """
         low = high = faults = 0
         for process, seen in found:
-            if seen.stack != _our_stack():  # another program: nothing of ours is in it
+            if seen.stack != _ours().stack:  # another program: nothing of ours is in it
                 low += max(0, seen.rss - seen.files)
                 high += max(0, seen.high_water - seen.files)
-            elif self.base:  # else about to become a command: what it holds is the template's
+            else:
+                base = self.base or _ours().rss  # of one about to become a command, or that has written over its page
                 files = max(0, seen.files - self.base_files)
-                own = max(0, seen.high_water - self.base - files)
+                own = max(0, seen.high_water - base - files)
                 low = max(low, own)
                 high += max(own, min(seen.rss, seen.faults * PAGE) if process.pid == self.pid else own)
             faults += seen.faults
@@ -191,7 +192,7 @@ class Watch:
                     total += answer.rollup(_rollup(process.pid))[1]
                     continue
                 own = proportional(process.pid)
-                if seen.stack == _our_stack():
+                if seen.stack == _ours().stack:
                     if share < 0:  # of the template's pages, which this process holds as they do
                         share = max(0, proportional(os.getpid()) - answer.rollup("/proc/self/smaps_rollup")[1])
                     own = max(0, own - share)
@@ -232,12 +233,13 @@ class Watch:
 
 
 @functools.cache
-def _our_stack() -> int:
-    """Where the stack starts in this process, and so in all its forks: an exec places it elsewhere."""
+def _ours() -> Seen:
+    """This process, which all that it forks are like at first; where a stack starts is another place after an exec."""
     own = Process(os.getpid())
     seen = own.look()
     own.close()
-    return seen.stack if seen else 0
+    assert seen is not None
+    return seen
 
 
 def _rollup(pid: int) -> str:

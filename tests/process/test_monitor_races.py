@@ -6,7 +6,10 @@ Whatever could hurt the machine has a cap of the test's own; only processes that
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,8 +19,9 @@ from typing import Any
 import cloudpickle
 import pytest
 
+from lfm.alone import wait_over
 from lfm.ending import outcome_of
-from lfm.monitor import host, wire
+from lfm.monitor import host, page, payload, runtime, wire
 from lfm.protocol.outcomes import Crashed, Exhausted, Returned
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -151,3 +155,158 @@ def test_who_crashed_is_not_lost_where_its_monitor_dies_as_it_cleans_up(bench: B
     assert isinstance(outcome, Crashed) and outcome.signal == signal.SIGABRT and usage is not None
     bench.well()
     assert len(list(bench.sandboxes.iterdir())) == 1
+
+
+def _forget_what_it_began_with(size: int) -> None:
+    sys._getframe(1).f_locals["shared"][page.BEFORE_AT : page.AFTER_AT] = bytes(page.AFTER_AT - page.BEFORE_AT)
+    held = bytearray(size)
+    time.sleep(30 if held else 0)
+
+
+def test_who_writes_over_what_it_began_with_has_its_limit_still(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, groups=False)
+    try:
+        for _ in range(4):  # so that it is loaded, and does that before it is watched
+            bench.run(_forget_what_it_began_with, 0)
+        number = bench.start(_forget_what_it_began_with, 200 << 20, limits=wire.Limits(memory=100 << 20))
+        outcome, _ = bench.end(number)
+        assert isinstance(outcome, Exhausted) and outcome.resource == "memory" and outcome.measured < 250 << 20
+        bench.well()
+    finally:
+        bench.host.close()
+
+
+def _fork_many(number: int) -> None:
+    for _ in range(number):
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+    time.sleep(20)
+
+
+def test_more_processes_than_a_monitor_has_descriptors_for_are_seen(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        bench = Bench(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        outcome, usage = bench.end(bench.start(_fork_many, 60, limits=wire.Limits(processes=50)))
+        assert isinstance(outcome, Exhausted) and outcome.resource == "processes" and usage is not None
+        assert 50 < usage.processes <= 61
+        bench.well()
+    finally:
+        bench.host.close()
+
+
+def test_more_slots_than_a_busy_template_has_room_to_hear_of(bench: Bench) -> None:
+    """Else some of their calls would wait for ever."""
+    bench.until(lambda: bool(bench.host.told))
+    bench.host._control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    os.kill(bench.host.pid, signal.SIGSTOP)
+    try:
+        started = [bench.start(max, 1, 2) for _ in range(12)]
+        assert bench.host._unoffered
+    finally:
+        os.kill(bench.host.pid, signal.SIGCONT)
+    for number in started:
+        bench.until(lambda number=number: number in bench.overs)
+        assert bench.value(outcome_of(bench.overs[number])) == 2
+    bench.well()
+
+
+def test_a_command_has_the_descriptors_it_was_given_and_no_other(tmp_path: Path) -> None:
+    running = host.Host(sys.executable, runtime.install_runtime(tmp_path / "runtime"), session=False)
+    try:
+        command = ("sh", "-c", "exec ls /proc/self/fd > descriptors")
+        running.start(wire.Work(1, "", b"", "", "", directory=str(tmp_path), command=command), fds=(0, 1, 2))
+        over = wait_over(running)
+        assert over.report is not None and over.report.status == 0
+        assert (tmp_path / "descriptors").read_text().split() == ["0", "1", "2", "3"]  # the last is its look
+    finally:
+        running.close()
+
+
+def test_a_host_that_cannot_be_started_leaves_no_descriptor(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError):
+            host.Host(tmp_path / "nowhere", tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+LATE = """
+import os, signal, socket, sys
+from lfm.monitor import payload, slot, wire
+
+class Slow:
+    # poll(), and then the processor is somebody else's: until the call has ended
+    def __init__(self, real):
+        self.real, self.slow = real, False
+        self.register, self.modify = real.register, real.modify
+
+    def poll(self, timeout):
+        ready = self.real.poll(timeout)
+        if [fd for fd, _ in ready] == [monitor.signals] and not self.slow:
+            self.slow = True
+            os.write(woken[1], b"w")
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        return ready
+
+control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+channel, its_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+files = [os.memfd_create(name) for name in ("stdout", "stderr", "fault")]
+woken = os.pipe()
+pid = os.fork()
+if pid == 0:
+    try:
+        control.close(), channel.close()
+        config = {"group": None, "clone": False, "session": False, "namespace": False, "slot": 1}
+        monitor = slot.Monitor(its_control, its_channel, files, config, [])
+        monitor.poll = Slow(monitor.poll)
+        monitor.run()
+    finally:
+        os._exit(1)
+its_control.close()
+assert control.recv(4096)[0] == wire.READY
+os.kill(pid, signal.SIGCHLD)  # as a process's that had been reaped before it was told of
+assert os.read(woken[0], 1)
+for number in (1, 2):
+    arguments = b"".join(payload.pack(((1, f"call {number}".encode()), {})))
+    channel.send(wire.work(wire.Work(number, sys.argv[1], arguments, "")))
+    report = wire.read_report(control.recv(4096))
+    said = os.pread(files[0], report.stdout, 0)
+    print(report.id, said.decode(), flush=True)
+    os.ftruncate(files[0], 0)
+control.close()
+os.waitpid(pid, 0)
+"""
+
+
+def test_what_a_call_printed_is_its_own_however_late_its_monitor_is(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(LATE)
+    (tmp_path / "code").write_bytes(b"".join(payload.pack(os.write)))
+    run = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "code")], check=False, capture_output=True, text=True
+    )
+    assert run.stdout.splitlines() == ["1 call 1", "2 call 2"], run.stderr
+
+
+SWEEP = """
+import os, socket
+from lfm.monitor import template
+
+ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+one = template.Template(its, {"group": None}, [])
+one.children.close()  # as where the kernel has no such file
+one.monitors[os.spawnlp(os.P_NOWAIT, "true", "true")] = 7
+os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+one._sweep()
+assert template.SLOT.unpack_from(ours.recv(64)) == (template.GONE, 7)
+"""
+
+
+def test_a_template_sweeps_where_the_kernel_lists_no_children(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SWEEP)
+    subprocess.run([sys.executable, str(tmp_path / "script.py")], check=True)

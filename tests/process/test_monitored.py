@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import time
+from pathlib import Path
 
 import cloudpickle
 import pytest
 
 import lfm
+from lfm import alone
 from lfm.errors import CallCrashed, ResourceExhausted
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -33,3 +38,28 @@ def test_value_exception_limit_and_crash(capsys: pytest.CaptureFixture[str]) -> 
     assert crashed.value.exit_code == 5
     lfm.monitored(print, "heard")
     assert capsys.readouterr().out == "heard\n"
+
+
+def test_a_thread_that_ends_takes_no_template_along() -> None:
+    found: list[tuple[int, int]] = []
+
+    def once() -> None:
+        found.append((lfm.monitored(max, 1, 2)[0], alone._bench().host.pid))
+
+    with alone._lock:  # so that a thread is the first
+        for one in alone._current:
+            one.close()
+        alone._current.clear()
+    for _ in range(2):
+        thread = threading.Thread(target=once)
+        thread.start()
+        task = Path(f"/proc/self/task/{thread.native_id}")
+        thread.join()
+        while task.exists():  # it is a moment behind
+            time.sleep(0.001)
+    once()
+    assert [value for value, _ in found] == [2, 2, 2] and len({pid for _, pid in found}) == 1
+    os.kill(found[0][1], signal.SIGKILL)  # between two calls it is nobody's loss
+    os.waitid(os.P_PID, found[0][1], os.WEXITED | os.WNOWAIT)
+    once()
+    assert found[-1] == (2, alone._bench().host.pid)
