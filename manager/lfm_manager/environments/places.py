@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lfm import locks
 from lfm.function.cache import cache_root
 from lfm.protocol.resources import parse_size
 from lfm_manager.environments.problems import BuildFailed
@@ -58,38 +59,18 @@ def cache_limit() -> int:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock among processes; waits.  The lock ends with its process, so none is ever stale."""
+    """Hold an exclusive lock among processes, in a folder that is made if need be; waits."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_still(path, descriptor):
-                yield
-                return
-        finally:
-            os.close(descriptor)
+    with locks.locked(path):
+        yield
 
 
 def is_locked(path: Path) -> bool:
     """Whether some process holds ``path`` now."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        os.close(locks.lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB, create=False))
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    finally:
-        os.close(descriptor)
     return False
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    """False if someone removed the lock's file while we waited for it."""
-    try:
-        there, ours = path.stat(), os.fstat(descriptor)
-    except FileNotFoundError:
-        return False
-    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)

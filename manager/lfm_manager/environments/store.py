@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lfm.function import sent
+from lfm.locks import lock
 from lfm_manager.environments.places import environments_root, is_locked, locked, private
 
 SUFFIX = ".tar.zst"
@@ -176,8 +177,7 @@ class Hold:
     """A shared lock on an environment that is in use."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        self._descriptor = lock(path, fcntl.LOCK_SH)
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -18,7 +18,6 @@ checked or by this module; nothing above or beside it is ever changed.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
@@ -29,6 +28,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from lfm import locks
 from lfm.errors import LfmError
 from lfm.protocol.ids import Digest
 from lfm_worker.core.items import Item, Kind, is_digest
@@ -267,21 +267,12 @@ def remove_tree(path: Path, *, within: Path) -> None:
 
 
 def lock_file(path: Path, how: int, create: bool = True) -> int:
-    """A descriptor that holds the lock.  BlockingIOError if another has it.
-
-    Locked and removed by another in between: locked again, until the file at ``path`` is the locked one.
-    """
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
-        try:
-            fcntl.flock(fd, how)
-            if os.fstat(fd).st_ino == path.stat().st_ino:
-                return fd
-        except FileNotFoundError:
-            pass
-        except BaseException as error:
-            os.close(fd)
-            if isinstance(error, OSError) and error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
-                raise BadPlace(f"{path} cannot be locked: {error.strerror}; choose a local disk with --work-dir") from None
+    """``lfm.locks.lock``; BadPlace where there are none."""
+    try:
+        return locks.lock(path, how, create)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.filename is not None:  # it could not even be opened
             raise
-        os.close(fd)
+        raise BadPlace(f"{path} cannot be locked: {error.strerror}; choose a local disk with --work-dir") from None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import bz2
 import errno
-import fcntl
 import gzip
 import hashlib
 import json
@@ -32,6 +31,7 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from lfm.locks import locked
 from lfm.shortage import shortage
 from lfm_worker.shell.tarstream import BadTar, Member, TarStream
 
@@ -69,7 +69,7 @@ def unpack(
     prefix, ready = into / digest, into / f"{digest}.ready"
     try:
         into.mkdir(parents=True, exist_ok=True)
-        with _locked(into / f".{digest}.lock"):
+        with locked(into / f".{digest}.lock"):
             if ready.exists() and prefix.is_dir():
                 os.utime(ready)  # the mark's time is when it was last wanted
                 return prefix
@@ -100,7 +100,7 @@ def is_ready(digest: str, into: Path) -> bool:
 def remove(digest: str, into: Path) -> None:
     """Forget an unpacked environment; the caller knows that nothing runs in it."""
     _check_name(digest)
-    with _locked(into / f".{digest}.lock"):
+    with locked(into / f".{digest}.lock"):
         _remove(into / f"{digest}.ready")
         _remove(into / digest)
         _remove(into / f".{digest}.lock")
@@ -295,24 +295,6 @@ def _remove(path: Path) -> None:
         pass
     except (IsADirectoryError, PermissionError):
         shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """An exclusive lock among the node's processes; it ends with its process."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            try:
-                there, ours = path.stat(), os.fstat(descriptor)
-            except FileNotFoundError:
-                continue  # removed while we waited: this lock protects nothing
-            if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
-                yield
-                return
-        finally:
-            os.close(descriptor)
 
 
 def main(arguments: list[str]) -> int:
