@@ -24,6 +24,8 @@ Told = tuple[int, int, tuple[bytes, ...], tuple[payload.Buffer, ...]]  # kind, b
 NOTHING: Told = (0, 0, (), ())
 _WORTH_A_LOOK = 4 << 20  # bytes from which it does not matter what looking costs
 _UNSURE = 1 << 20  # bytes of doubt about copied pages from which smaps_rollup is worth its price
+NAME_LIMIT = 1000  # characters
+ROOM = wire.DATAGRAM - 4096  # bytes: texts of four bytes a character leave less of a message than an exception may take
 pages: Any = None  # native.Pages of the forker that this process comes from
 runtime_lib = ""  # what the worker gave along, at the end of the import path; set by the template
 _OURS = (__file__, payload.__file__, __file__.replace("answer.py", "call.py"), __file__.replace("answer.py", "native.py"))
@@ -135,11 +137,11 @@ def raised(work: tuple[Any, ...], error: BaseException, stage: str) -> Told:
         lines = traceback.format_exception(type(error), error, trace)
     except BaseException:
         lines = [*traceback.format_tb(trace), f"{name}: {text}\n"]
-    texts = (name, _short(text, wire.TEXT_LIMIT), _short("".join(lines), 2 * wire.TEXT_LIMIT), stage)
+    texts = (_short(name, NAME_LIMIT), _short(text, wire.TEXT_LIMIT), _short("".join(lines), 2 * wire.TEXT_LIMIT), stage)
     said = tuple(one.encode("utf-8", "replace") for one in texts)
     try:
         data = _portable(error)
-        if len(data) <= wire.INLINE_LIMIT:
+        if len(data) <= min(wire.INLINE_LIMIT, ROOM - sum(map(len, said))):
             return wire.RAISED, 0, (*said, b""), (data,)
         digest, size = _to_file(work[wire.TO_FILE], [data])
         return wire.RAISED, size, (*said, digest.encode()), ()
@@ -217,7 +219,7 @@ def _broken(error: ImportError) -> Told | None:
         if "importlib" not in trace.tb_frame.f_code.co_filename:
             file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
         trace = trace.tb_next
-    texts = (name, file, _short(str(error), wire.TEXT_LIMIT), str(line), "")
+    texts = (_short(name, NAME_LIMIT), file, _short(str(error), wire.TEXT_LIMIT), str(line), "")
     return wire.BROKEN, 0, tuple(one.encode("utf-8", "replace") for one in texts), ()
 
 

@@ -232,7 +232,7 @@ class Host:
         fits = [slot for slot in self._idle if slot.key == key] or [slot for slot in self._idle if slot.key is None]
         if not fits:
             if leaving := [slot for slot in self._leaving if slot.next is None and slot.key in (key, None)]:
-                return leaving[0]
+                return leaving[-1]  # of older ones one may be stuck
             while len(self._idle) >= IDLE_OTHERS:
                 self._retire(self._idle[0])
             return self._new_slot()

@@ -24,6 +24,7 @@ from lfm.monitor.slot import SIGNALS, Monitor
 
 SLOT = struct.Struct("<BI")
 NEW, GONE, READY = 1, 2, 3
+REASON = 300  # characters: what is said of all that could not be loaded is one message
 FDS = 5  # control, channel, stdout, stderr, fault
 
 
@@ -93,7 +94,7 @@ def _preload(control_fd: int, config: dict[str, Any]) -> dict[str, str]:
         try:
             importlib.import_module(name)
         except BaseException as error:  # the call that needs it will tell its user
-            skipped[name] = traceback.format_exception_only(error)[-1].strip()
+            skipped[name] = traceback.format_exception_only(error)[-1].strip()[:REASON]
             continue
         if trouble := _unfit():
             skipped[name] = trouble

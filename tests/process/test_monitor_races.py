@@ -22,10 +22,10 @@ import pytest
 from lfm.alone import wait_over
 from lfm.ending import outcome_of
 from lfm.monitor import host, page, payload, runtime, wire
-from lfm.protocol.outcomes import Crashed, Exhausted, Returned
+from lfm.protocol.outcomes import Blob, Crashed, EnvironmentBroken, Exhausted, Raised, Returned
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_monitor_calls import Bench
+from test_monitor_calls import Bench, _children
 from test_monitor_misbehaviour import _answer_and_go_on
 
 sys.path.pop(0)
@@ -310,3 +310,64 @@ assert template.SLOT.unpack_from(ours.recv(64)) == (template.GONE, 7)
 def test_a_template_sweeps_where_the_kernel_lists_no_children(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SWEEP)
     subprocess.run([sys.executable, str(tmp_path / "script.py")], check=True)
+
+
+class _Loud(Exception):
+    def __str__(self) -> str:
+        return "\N{GRINNING FACE}" * 40_000
+
+
+def _raise_much(size: int) -> None:
+    raise _Loud("x" * size)
+
+
+def _raise_a_long_name() -> None:
+    raise type("N" * 200_000, (Exception,), {})
+
+
+def _import_a_long_name() -> None:
+    raise ImportError(name="n" * 300_000)
+
+
+def test_whatever_is_raised_fits_into_a_message(bench: Bench) -> None:
+    outcome = bench.run(_raise_much, 60_000)
+    assert isinstance(outcome, Raised) and outcome.type_name.endswith("_Loud") and isinstance(outcome.error, Blob)
+    outcome = bench.run(_raise_a_long_name)
+    assert isinstance(outcome, Raised) and outcome.type_name.endswith("NN")
+    outcome = bench.run(_import_a_long_name)
+    assert isinstance(outcome, EnvironmentBroken) and outcome.module.endswith("nn")
+    bench.well()
+
+
+def test_who_waits_does_so_for_the_end_that_began_last(bench: Bench) -> None:
+    """It is near, where an older one may be stuck."""
+    first, second = bench.start(time.sleep, 0.05), bench.start(sum, [1])  # two, so that neither slot is the second's alone
+    bench.until(lambda: bench.overs.keys() >= {first, second} and len(bench.host._idle) == 2)
+    if bench.host.told["fork"] != "clone":
+        pytest.skip("calls are forked with os.fork here")
+    made = 3 if bench.host.told["containment"] == "namespace" else 2
+    seats = list(bench.host._idle)
+    bench.until(lambda: all(len(_children(seat.pid)) == made for seat in seats))
+    for seat in seats:
+        os.kill(seat.pid, signal.SIGSTOP)
+    try:
+        for _ in seats:
+            bench.end(bench.start(max, 1, 2), tick=False)
+        older, younger = bench.host._leaving
+        waits = bench.start(max, 1, 2)
+        assert younger.next is not None and older.next is None
+    finally:
+        for seat in seats:
+            os.kill(seat.pid, signal.SIGCONT)
+    assert bench.value(bench.end(waits)[0]) == 2
+    bench.well()
+
+
+def test_what_cannot_be_loaded_is_said_in_few_words(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, preload=["n" * 40_000])
+    try:
+        bench.until(lambda: bool(bench.host.told))
+        (why,) = bench.host.told["skipped"].values()
+        assert why.startswith("ModuleNotFoundError") and len(why) < 1000
+    finally:
+        bench.host.close()
