@@ -233,7 +233,7 @@ def test_a_host_that_cannot_be_started_leaves_no_descriptor(tmp_path: Path) -> N
     for _ in range(3):
         with pytest.raises(FileNotFoundError):
             host.Host(tmp_path / "nowhere", tmp_path)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208 (what other tests left may go meanwhile)
 
 
 LATE = """
