@@ -92,8 +92,8 @@ class Mail:
             return
         if isinstance(message, RunKept):
             arguments = self._store.arguments(message.message.task) if self._store is not None else None
-            if arguments is None:
-                raise StoreFailed(f"the run directory has lost the arguments of {message.message.task}")
+            if arguments is None:  # while this waited here the call was over and forgotten, as its client and worker are gone
+                return
             message = message.message.but(arguments=arguments)
         self._listener.send(peer, message)
 
