@@ -47,10 +47,10 @@ News = EnvironmentAdvanced | EnvironmentBuilt | EnvironmentFailed | EnvironmentO
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """``source`` is the plan, or, with ``tarball``, the description of what is to be kept."""
+    """``source`` is the plan, or the file that it lies in, or, with ``tarball``, the description of what is to be kept."""
 
     key: EnvironmentKey
-    source: bytes
+    source: bytes | Path
     tarball: Path | None = None
     missed: int = 0  # how often it could not be begun
 
@@ -81,12 +81,14 @@ class Builds:
     _late: list[EnvironmentFailed] = field(default_factory=list)
     _again: float = math.inf  # when to try once more
 
-    def want(self, key: EnvironmentKey, plan: bytes) -> EnvironmentBuilt | EnvironmentFailed | None:
+    def want(self, key: EnvironmentKey, plan: bytes | Path) -> EnvironmentBuilt | EnvironmentFailed | None:
         """The environment, if it is there already; else it is built, and told of later."""
         return self._find(_Job(key, plan))
 
     def _find(self, job: _Job) -> EnvironmentBuilt | EnvironmentFailed | None:
         try:
+            if isinstance(job.source, Path):
+                job = replace(job, source=job.source.read_bytes())
             found = self.store.find(job.key) if job.tarball is None else None
             return self._built(found) if found is not None else self._begin(job)
         except OSError as error:
@@ -150,7 +152,7 @@ class Builds:
 
     def _spawn_in(self, work: tempfile.TemporaryDirectory[str], job: _Job) -> None:
         source, result = Path(work.name, "source.json"), Path(work.name, "result.json")
-        source.write_bytes(job.source)
+        source.write_bytes(job.source if isinstance(job.source, bytes) else job.source.read_bytes())
         root = self.store.root
         command = (
             build_command(source, root, result)

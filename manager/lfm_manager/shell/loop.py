@@ -385,13 +385,8 @@ class Manager:
             self._pending.append(event)
 
     def _build(self, key: Any, plan: Payload) -> None:
-        try:
-            content = self.transfers.store.path(plan.digest).read_bytes() if isinstance(plan, Blob) else plan.data
-        except OSError as error:
-            self._pending.append(e.EnvironmentFailed(key, f"its description cannot be read: {error}"))
-            return
         log.info("environment %s is wanted", key[:12])
-        self._answered(self.builds.want(key, content))
+        self._answered(self.builds.want(key, self.transfers.store.path(plan.digest) if isinstance(plan, Blob) else plan.data))
 
     def _deliver(self, now: float) -> None:
         """Write down what was decided, and say it.  StoreFailed if what is written goes nowhere: then stop here."""

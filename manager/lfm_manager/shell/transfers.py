@@ -1,8 +1,8 @@
 """Blobs in and out of the manager: what the core asked for is pulled, what others ask for is served.
 
 Nothing is read or sent unless it was asked for, range by range, so that no peer can be flooded.  What cannot be stored
-because there is no room, or no descriptor, is asked for again every few seconds: that passes, and no call is to fail
-by it.
+because there is no room, or no descriptor, is asked for again every few seconds, and what cannot be read for such a
+reason is given then: that passes, and no call is to fail by it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Transfers:
         self._tarballs, self._send = tarballs, send
         self._pulls: dict[Digest, tuple[PeerId, Fetch]] = {}
         self._put_off: dict[Digest, tuple[PeerId, int]] = {}  # cannot be stored now
+        self._unserved: list[tuple[PeerId, m.FetchBlob]] = []  # cannot be read now; no peer asks for more than a few at a time
         self._again = math.inf  # when to try
         self.trouble = ""  # why, for people
         self.sent = 0  # bytes of blobs, to whomever
@@ -58,22 +59,28 @@ class Transfers:
         """Lost, or put off if that passes."""
         if not passes(error):
             return BlobLost(digest, str(error) if isinstance(error, BadBlob) else f"the manager cannot store it: {error}")
-        why = getattr(error, "strerror", None) or "not enough memory"
-        if not self.trouble:
-            log.error("blobs cannot be stored in %s: %s; they are asked for again", self.store.directory, why)
-        self._again = min(self._again, time.monotonic() + AGAIN)
-        self.trouble = f"blobs cannot be stored in {self.store.directory}: {why}"
+        self._suffer(f"blobs cannot be stored in {self.store.directory}: {_why(error)}")
         self._put_off[digest] = (peer, size)
         return None
+
+    def _suffer(self, trouble: str) -> None:
+        if not self.trouble:
+            log.error("%s; it is tried again every %.0f s", trouble, AGAIN)
+        self._again = min(self._again, time.monotonic() + AGAIN)
+        self.trouble = trouble
 
     def deadline(self) -> float:
         """When ``retry`` is due."""
         return self._again
 
     def retry(self) -> list[BlobStored | BlobLost]:
-        """Ask again for what could not be stored."""
+        """Ask again for what could not be stored, and give what could not be read."""
         waiting, self._put_off = self._put_off, {}
+        unserved, self._unserved = self._unserved, []
         self._again = math.inf
+        for peer, wanted in unserved:
+            self.serve(peer, wanted)
+        self._forget_trouble()
         answers = [self.pull(peer, digest, size) for digest, (peer, size) in waiting.items()]
         return [answer for answer in answers if answer is not None]
 
@@ -119,6 +126,7 @@ class Transfers:
         for digest in [d for d, (owner, _) in self._pulls.items() if owner == peer]:
             self._give_up(digest)
         self._put_off = {d: who for d, who in self._put_off.items() if who[0] != peer}
+        self._unserved = [one for one in self._unserved if one[0] != peer]
         self._forget_trouble()
 
     def serve(self, peer: PeerId, fetch: m.FetchBlob) -> None:
@@ -126,8 +134,12 @@ class Transfers:
         try:
             path = self._tarballs.get(fetch.digest) or self.store.path(fetch.digest)
             chunk = answer_fetch(path, fetch)
-        except (OSError, ValueError) as error:
-            self._send(peer, m.BlobMissing(fetch.digest, f"the manager cannot read it: {error}"))
+        except (OSError, ValueError, MemoryError) as error:
+            if passes(error):
+                self._unserved.append((peer, fetch))
+                self._suffer(f"blobs cannot be read: {_why(error)}")
+            else:
+                self._send(peer, m.BlobMissing(fetch.digest, f"the manager cannot read it: {error}"))
             return
         self.sent += len(chunk.data)
         self._send(peer, chunk)
@@ -139,9 +151,13 @@ class Transfers:
         self.store.drop(digest)
 
     def _forget_trouble(self) -> None:
-        if not (self._put_off or self._pulls):
+        if not (self._put_off or self._pulls or self._unserved):
             self.trouble = ""
 
     def close(self) -> None:
         for digest in list(self._pulls):
             self._give_up(digest)
+
+
+def _why(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or "not enough memory"
