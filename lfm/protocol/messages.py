@@ -21,7 +21,7 @@ from lfm.protocol.outcomes import Attempt, Blob, Outcome, Payload
 from lfm.protocol.record import Record
 from lfm.protocol.resources import Request, Resources, Usage
 
-VERSION = 2
+VERSION = 3
 CHUNK = 1 << 20  # bytes of one BlobChunk at most
 
 # ---------------------------------------------------------------- opening a session
@@ -263,6 +263,12 @@ class DefineFunction(Record, frozen=True):
     preload: tuple[str, ...]
 
 
+class ForgetFunction(Record, frozen=True):
+    """No call needs it any more; it is defined again before the next one does."""
+
+    function: FunctionId
+
+
 class Run(Record, frozen=True):
     task: TaskId
     attempt: int
@@ -428,5 +434,7 @@ FromWorker = (
     CallStarted | CallEnded | LimitRaised | EnvironmentReady | EnvironmentComing | EnvironmentUnusable | OfferChanged | WorkerLeaving
     | SeekBlob | BlobSought | OutputSoFar | FetchBlob | BlobChunk | BlobMissing
 )
-ToWorker = DefineFunction | Run | KillCall | Drain | ForgetBlob | BlobSource | AskOutput | FetchBlob | BlobChunk | BlobMissing
+ToWorker = (
+    DefineFunction | ForgetFunction | Run | KillCall | Drain | ForgetBlob | BlobSource | AskOutput | FetchBlob | BlobChunk | BlobMissing
+)
 Message = Hello | Welcome | Refused | FromClient | ToClient | FromWorker | ToWorker

@@ -257,6 +257,18 @@ def test_functions_and_environments_that_nobody_uses_are_forgotten_the_longest_u
     assert isinstance(desk.core.calls.tasks[TaskId("c-1")].state, Waiting)
 
 
+def test_a_worker_is_told_which_functions_it_may_forget() -> None:
+    desk = Desk(Policy(idle=0)).ready(None)
+    desk.worker()
+    worker = desk.core.workers[WORKER]
+    desk.submit("a-1")
+    assert worker.functions == {FUNCTION}
+    desk.end("a-1", Returned(SMALL))
+    desk.do(e.ClientSaid(A, m.Release((TaskId("a-1"),))))
+    out = desk.do(e.PeerLost(A, "goodbye", sure=True, goodbye=True))
+    assert c.TellWorker(WORKER, m.ForgetFunction(FUNCTION)) in out and not worker.functions
+
+
 def test_a_device_that_was_taken_back_while_a_call_had_it_is_still_taken_when_it_is_offered_again() -> None:
     desk = Desk().ready()
     desk.do(e.WorkerJoined(WORKER, m.WorkerHello("w", "w1", "node", 1, Resources(4, 16 * GB, 16 * GB, 1), ("g0",))))

@@ -83,6 +83,18 @@ def test_first_call_of_a_function_from_tarball_to_end() -> None:
     assert core.running() == ()
 
 
+def test_functions_that_nobody_needs_any_more_are_forgotten_and_their_code_with_the_last_of_them() -> None:
+    core = warm()
+    twin = FIT.but(function=FunctionId("g" * 64))  # the same code in another environment, say
+    core.handle(e.Told(twin), 1.0)
+    assert core.handle(e.Told(m.ForgetFunction(FIT.function)), 1.0) == []
+    assert core.handle(e.Told(m.ForgetFunction(twin.function)), 1.0) == [c.DropCode(Inline(b"code"))]
+    assert core.handle(e.Told(m.ForgetFunction(twin.function)), 1.0) == [] and not core._runs.functions
+    assert core.handle(e.Told(run(1)), 1.0) == [lost(1, "its function was never defined here")]
+    core.handle(e.Told(FIT), 1.0)
+    assert started(core.handle(e.Told(run(2)), 1.0)) == [2]
+
+
 def test_second_call_needs_nothing() -> None:
     commands = warm().handle(e.Told(run(1)), 1.0)
     assert [type(command) for command in commands] == [c.StartCall]

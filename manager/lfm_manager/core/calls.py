@@ -172,7 +172,9 @@ class Calls:
             function = self._idle.pop(name)
             del self.functions[name]
             for worker in self._workers.values():
-                worker.functions.discard(name)
+                if name in worker.functions:
+                    worker.functions.discard(name)
+                    self._out.append(TellWorker(worker.peer, m.ForgetFunction(name)))
             for blob in function.blobs:
                 self._blobs.leave(blob.digest)
             self._out.append(ForgetDeclared(name))

@@ -19,7 +19,7 @@ class TellClient:
 @dataclass(frozen=True, slots=True)
 class TellWorker:
     peer: PeerId
-    message: m.DefineFunction | m.Run | m.KillCall | m.Drain | m.ForgetBlob | m.BlobSource
+    message: m.DefineFunction | m.ForgetFunction | m.Run | m.KillCall | m.Drain | m.ForgetBlob | m.BlobSource
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ class Node:
                     self._say(m.BlobChunk(digest, 0, 1, b"x"))
                 else:
                     self._say(m.BlobMissing(digest, "it is not here"))
-            case m.DefineFunction() | m.Run() | m.KillCall() | m.Drain() | m.ForgetBlob() | m.AskOutput():
+            case m.DefineFunction() | m.ForgetFunction() | m.Run() | m.KillCall() | m.Drain() | m.ForgetBlob() | m.AskOutput():
                 if self.kind == "lying":
                     self._lie(message)
                 if isinstance(message, m.Run):
@@ -170,6 +170,8 @@ class Node:
             case c.Drop(item):
                 if item.kind == "blob" and self.blobs.pop(item.digest, 0) >= LARGE:
                     self._say(m.BlobSought(item.digest, None))
+            case c.DropCode():
+                pass  # it is in no file here
             case c.DropResult(digest):
                 self.clock.need(digest in self.results, f"{self.session}: {digest} is to go, and is not there")
                 del self.results[digest]

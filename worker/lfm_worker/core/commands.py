@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, FunctionId
-from lfm.protocol.outcomes import Payload
+from lfm.protocol.outcomes import Inline, Payload
 from lfm_worker.core.items import Item
 
 News = (
@@ -107,6 +107,13 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class DropCode:
+    """Nobody needs the file with this code."""
+
+    code: Inline
+
+
+@dataclass(frozen=True, slots=True)
 class DropResult:
     """The manager has this result."""
 
@@ -122,5 +129,5 @@ class Leave:
 
 Command = (
     Tell | Fetch | Prepare | StartTemplate | CloseTemplate | StartCall | StopCall | RaiseLimit | ReadOutput | Drop
-    | DropResult | Leave
+    | DropCode | DropResult | Leave
 )

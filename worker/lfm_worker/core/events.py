@@ -23,7 +23,7 @@ Cause = Literal["corrupt", "full", "short", "gone", "other"]
 class Told:
     """The manager said this."""
 
-    message: m.DefineFunction | m.Run | m.KillCall | m.Drain | m.ForgetBlob | m.AskOutput
+    message: m.DefineFunction | m.ForgetFunction | m.Run | m.KillCall | m.Drain | m.ForgetBlob | m.AskOutput
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, FunctionId, TaskId
-from lfm.protocol.outcomes import Crashed, Exhausted, Killed, Lost, Outcome
+from lfm.protocol.outcomes import Crashed, Exhausted, Inline, Killed, Lost, Outcome
 from lfm.protocol.resources import MAKES_ROOM_BEFORE, Resources, Usage
 from lfm_worker.core import commands as c
 from lfm_worker.core import events as e
@@ -61,6 +61,12 @@ class Runs:
         return told if late is None else late if told is None else min(told, late)
 
     # ------------------------------------------------------------ to begin
+
+    def forget(self, function: FunctionId) -> None:
+        """No call needs it any more: nor, if no other function has it, the file with its code."""
+        gone = self.functions.pop(function, None)
+        if gone is not None and isinstance(gone.code, Inline) and all(gone.code != f.code for f in self.functions.values()):
+            self._out.append(c.DropCode(gone.code))
 
     def accept(self, run: m.Run, function: m.DefineFunction, now: float) -> None:
         self._last += 1

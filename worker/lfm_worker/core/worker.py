@@ -138,11 +138,13 @@ class WorkerCore:
     # ------------------------------------------------------------ what the manager says
 
     def _told(
-        self, message: m.DefineFunction | m.Run | m.KillCall | m.Drain | m.ForgetBlob | m.AskOutput, now: float
+        self, message: m.DefineFunction | m.ForgetFunction | m.Run | m.KillCall | m.Drain | m.ForgetBlob | m.AskOutput, now: float
     ) -> None:
         match message:
             case m.DefineFunction():
                 self._runs.functions[message.function] = message
+            case m.ForgetFunction():
+                self._runs.forget(message.function)
             case m.Run():
                 self._run(message, now)
             case m.KillCall(task, attempt):

@@ -133,6 +133,11 @@ class Interpreters:
         self._codes[code.data] = path
         return path
 
+    def forget(self, code: Inline) -> None:
+        """No call needs it any more."""
+        if (path := self._codes.pop(code.data, None)) is not None:
+            path.unlink(missing_ok=True)
+
     def _overlay(self, digest: Digest) -> Path:
         if digest not in self._overlays:
             self._overlays[digest] = self._cache.path(Item("overlay", digest))

@@ -278,7 +278,7 @@ class Worker:
 
     def _said(self, message: m.Message) -> None:
         match message:
-            case m.DefineFunction() | m.Run() | m.KillCall() | m.Drain() | m.ForgetBlob() | m.AskOutput():
+            case m.DefineFunction() | m.ForgetFunction() | m.Run() | m.KillCall() | m.Drain() | m.ForgetBlob() | m.AskOutput():
                 self._handle(e.Told(message))
             case m.BlobChunk():
                 self._moved(*self._transfers.came(message))
@@ -356,6 +356,8 @@ class Worker:
                 self._tell(self._interpreters.output(command))
             case c.Drop():
                 self._drop(command.item)
+            case c.DropCode():
+                self._interpreters.forget(command.code)
             case c.DropResult():
                 self._transfers.results.drop(command.digest)
             case c.Leave():
