@@ -292,6 +292,7 @@ class TestTrouble:
         told = c.Tell(m.EnvironmentUnusable(ENV.digest, "glibc too old"))
         assert commands == [c.Drop(Item("blob", ENV.digest)), told, lost(1, "glibc too old")]
         assert core.handle(e.Told(run(2)), 2.0) == [lost(2, "glibc too old")]
+        assert core.handle(e.Welcomed(resumed=False), 3.0) == [told]  # a manager that has forgotten would go on giving them
 
     def test_a_full_disk_drops_what_is_not_used_and_tries_once_more(self) -> None:
         core = fresh()

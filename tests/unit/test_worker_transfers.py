@@ -127,6 +127,12 @@ def test_damage_and_absence_are_told_and_free_the_lock(node: Node) -> None:
     assert list(node.shared.iterdir()) == []
 
 
+def test_what_is_said_to_be_empty_and_is_not_ends_nobody(node: Node) -> None:
+    digest, _ = data_of(32)
+    assert node.one.fetch(digest, 0) == ([], [e.FetchFailed(digest, f"blob {digest[:12]} was damaged on its way", "corrupt")])
+    assert not list(node.one.own.directory.iterdir())
+
+
 def test_after_a_cut_what_is_outstanding_is_asked_again(node: Node) -> None:
     digest, data = data_of(3 * SHARED_FROM)
     node.manager.add([data])

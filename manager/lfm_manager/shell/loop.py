@@ -272,6 +272,8 @@ class Manager:
                     log.info("%s %d left: %s", role, peer, reason)
                 self.transfers.gone(peer)
                 self.mail.gone(peer)
+                for reply in self.outputs.gone(peer):
+                    self.listener.send(*reply)
                 self._tell(e.PeerLost(peer, reason, sure, goodbye))
 
     def _refuse(self, peer: PeerId, role: str, why: str) -> None:

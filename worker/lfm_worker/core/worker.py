@@ -171,6 +171,8 @@ class WorkerCore:
     def _repeat(self) -> None:
         """The manager has forgotten us; what its hello did not say by itself."""
         self._runs.announce_again()
+        for environment, reason in self._unusable.items():
+            self._tell(m.EnvironmentUnusable(environment, reason))
         if self.draining is not None:
             self._tell(m.OfferChanged(self.settings.offer, draining=True))
 

@@ -323,9 +323,11 @@ class Transfers:
     def _pull(self, digest: Digest, size: int) -> Moves:
         try:
             fetch = Fetch(self.own, digest, size)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._unlock(digest)
             return [], [_failed(digest, error)]
+        except BadBlob as error:  # empty, which its name does not say
+            return [], [e.FetchFailed(digest, str(error), "corrupt")]
         if fetch.done:
             return [], [e.Fetched(digest, size)]
         pull = self._active[digest] = Pull(fetch)
