@@ -21,6 +21,7 @@ FILL_RATE = 1.5e9  # bytes/s that one core can touch: looks are close enough tha
 SHARE = 1500  # looks may take one part in so many of the time, ...
 CREDIT = 0.0010  # ... and this many CPU seconds at first; but a near memory limit goes before
 CREDIT_IN_GROUP = 0.0005  # where nothing can hide between two looks
+LONGEST = 900  # characters of a path: the kernel takes 4096 bytes, and one more name is to fit
 DISK_SHARE = 100  # a walk of the sandbox may take one part in so many of the time
 GPU_SHARE = 500  # asking for GPU memory may take one part in so many of the time
 NEARLY = 0.95
@@ -257,9 +258,13 @@ def proportional(pid: int) -> int:
 def disk_usage(folder: str) -> int:
     """Bytes that the files below a folder take on its disk."""
     total, todo = 0, [folder]
+    held: list[int] = []
     while todo:
         try:
-            with os.scandir(todo.pop()) as entries:
+            if len(path := todo.pop()) > LONGEST:
+                held.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+                path = f"/proc/self/fd/{held[-1]}"
+            with os.scandir(path) as entries:
                 for entry in entries:
                     try:
                         if entry.is_dir(follow_symlinks=False):
@@ -269,4 +274,6 @@ def disk_usage(folder: str) -> int:
                         continue
         except OSError:
             continue
+    for fd in held:
+        os.close(fd)
     return total

@@ -371,3 +371,19 @@ def test_what_cannot_be_loaded_is_said_in_few_words(tmp_path: Path) -> None:
         assert why.startswith("ModuleNotFoundError") and len(why) < 1000
     finally:
         bench.host.close()
+
+
+def _hide(size: int) -> None:
+    """Where no path is short enough to lead."""
+    for _ in range(50):
+        os.mkdir("d" * 100)  # noqa: PTH102
+        os.chdir("d" * 100)
+    with open("hidden", "wb") as file:
+        file.write(b"x" * size)
+    time.sleep(30)
+
+
+def test_what_lies_deep_in_a_sandbox_counts(bench: Bench) -> None:
+    outcome = bench.run(_hide, 20 << 20, limits=wire.Limits(disk=10 << 20))
+    assert isinstance(outcome, Exhausted) and outcome.resource == "disk" and outcome.measured >= 20 << 20
+    bench.well()
