@@ -451,8 +451,8 @@ class Session:
 
     def _drain(self) -> None:
         outbox = self._outbox
-        if self._calls.unreleased and (outbox or self._calls.unreleased >= RELEASE_MANY or self._release_due()):
-            self._calls.release()  # rides along with something else, if that comes soon
+        if self._calls.unreleased and (self._calls.unreleased >= RELEASE_MANY or self._release_due()):
+            self._calls.release()
             self._release_at = None
         while outbox and self._dialer.waiting < ON_THE_WAY:
             match word := outbox[0]:
