@@ -389,9 +389,9 @@ class Session:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake_out, 4096)
             self._spoken = time.monotonic() >= self._due or any(one != self._wake_out for one, _ in ready)
-            self._ended_processes = not self._watched or any(one in self._watched for one, _ in ready)
+            self._ended_processes = any(one in self._watched for one, _ in ready)
         self._asleep = False
-        if self._spoken:
+        if self._ended_processes or self._dialer.lost_since is not None or time.monotonic() >= self._due:
             self._look_around()
 
     def _is_short(self) -> bool:
@@ -427,7 +427,7 @@ class Session:
         if now >= self._incoming.deadline():
             self._incoming.retry()
         if self._embedded is not None:
-            if self._ended_processes and (reason := self._embedded.failure()) is not None:
+            if (self._ended_processes or not self._watched) and (reason := self._embedded.failure()) is not None:
                 raise ConnectionFailed(reason)
         elif (since := self._dialer.lost_since) is None:
             self._warned_lost = False

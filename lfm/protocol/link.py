@@ -5,7 +5,8 @@ receiver says how far it has come, and what it has not come to is sent again.  A
 whose first is its header::
 
     D first acknowledged   data: the frames that follow are numbered from ``first``
-    M first acknowledged   the same, but many small frames as one: u32 length, content, u32 length, ...
+    S first acknowledged   the same of a single small frame, which follows in the very same part
+    M first acknowledged   the same of many small frames: u32 length, content, u32 length, ...
     P last  acknowledged   ping: an answer (any packet) is wanted; ``last`` is the newest number sent
     A last  acknowledged   the same, and no answer is wanted
     N last  acknowledged   something is missing: send again from acknowledged + 1
@@ -22,13 +23,13 @@ from collections import deque
 from lfm.errors import ProtocolError
 
 HEADER = struct.Struct("<cQQ")
-DATA, BUNDLE, PING, ACK, AGAIN = b"D", b"M", b"P", b"A", b"N"
+DATA, SINGLE, BUNDLE, PING, ACK, AGAIN = b"D", b"S", b"M", b"P", b"A", b"N"
 
 WINDOW_FRAMES = 8192  # sent and not acknowledged, at most
 WINDOW_BYTES = 64 << 20
 PACKET_FRAMES = 512
 PACKET_BYTES = 4 << 20
-BUNDLE_BYTES = 1 << 18  # up to which frames are copied into one: a frame of its own costs more than to copy it
+COPIED_BYTES = 1 << 18  # up to which frames share a part with the header: one of their own costs more than to copy them
 ACK_FRAMES = 256  # acknowledge at the latest after so many
 
 
@@ -100,10 +101,12 @@ class Link:
                 frame = self._out[at + len(frames)]
                 frames.append(frame)
                 size += len(frame)
-            if len(frames) > 1 and size <= BUNDLE_BYTES:
-                ready.append([HEADER.pack(BUNDLE, self._next, self.settled), _bundle(frames)])
-            else:
+            if size > COPIED_BYTES:
                 ready.append([HEADER.pack(DATA, self._next, self.settled), *frames])
+            elif len(frames) == 1:
+                ready.append([HEADER.pack(SINGLE, self._next, self.settled) + frames[0]])
+            else:
+                ready.append([HEADER.pack(BUNDLE, self._next, self.settled) + _bundle(frames)])
             self._next += len(frames)
             self._newest = max(self._newest, self._next - 1)
             self._bytes += size
@@ -122,12 +125,12 @@ class Link:
         ProtocolError if it is no packet, or acknowledges what was never sent.
         """
         try:
-            kind, number, acknowledged = HEADER.unpack(packet[0])
+            kind, number, acknowledged = HEADER.unpack_from(packet[0])
         except struct.error:
             raise ProtocolError("not a packet") from None
         self.acknowledge(acknowledged)
-        if kind in (DATA, BUNDLE):
-            frames = packet[1:] if kind == DATA else _unbundle(packet)
+        if kind in (SINGLE, DATA, BUNDLE):
+            frames = _frames(kind, packet)
             if number > self.received + 1:
                 return [], AGAIN
             new = frames[self.received + 1 - number :]
@@ -176,11 +179,15 @@ def _bundle(frames: list[bytes]) -> bytes:
     return b"".join(pieces)
 
 
-def _unbundle(packet: list[bytes]) -> list[bytes]:
-    """ProtocolError if it is no bundle."""
-    if len(packet) != 2:
-        raise ProtocolError("not a packet")
-    body, at, frames = packet[1], 0, []
+def _frames(kind: bytes, packet: list[bytes]) -> list[bytes]:
+    """ProtocolError for a bundle that is none."""
+    if kind == SINGLE:
+        return [packet[0][HEADER.size :]]
+    return packet[1:] if kind == DATA else _unbundle(packet[0], HEADER.size)
+
+
+def _unbundle(body: bytes, at: int) -> list[bytes]:
+    frames = []
     try:
         while at < len(body):
             (length,) = _LENGTH.unpack_from(body, at)

@@ -117,8 +117,16 @@ def test_small_frames_travel_as_one() -> None:
     for n in range(300):
         one.push(b"x" * n)
     packets = one.packets()
-    assert [len(p) for p in packets] == [2]
+    assert [len(p) for p in packets] == [1]
     assert other.receive(packets[0])[0] == [b"x" * n for n in range(300)]
+
+
+def test_a_small_frame_travels_with_its_header() -> None:
+    one, other = Link(), Link()
+    one.push(b"alone")
+    [packet] = one.packets()
+    assert len(packet) == 1 and other.receive(packet)[0] == [b"alone"]
+    assert other.receive(packet)[0] == []  # sent again: known
 
 
 def test_large_frames_are_not_copied() -> None:
@@ -132,7 +140,7 @@ def test_large_frames_are_not_copied() -> None:
 @pytest.mark.parametrize("body", [b"\x01", b"\x05\0\0\0abc", b"\0\0\0\0\xff"])
 def test_a_broken_bundle_is_refused(body: bytes) -> None:
     with pytest.raises(ProtocolError):
-        Link().receive([HEADER.pack(BUNDLE, 1, 0), body])
+        Link().receive([HEADER.pack(BUNDLE, 1, 0) + body])
 
 
 def test_what_is_not_settled_is_not_confirmed_and_comes_again() -> None:

@@ -15,7 +15,7 @@ from lfm.protocol.outcomes import Crashed, Exhausted, Inline, Killed, Lost, Outc
 from lfm.protocol.resources import MAKES_ROOM_BEFORE, Resources, Usage
 from lfm_worker.core import commands as c
 from lfm_worker.core import events as e
-from lfm_worker.core.calls import Call, Placed, Waiting
+from lfm_worker.core.calls import Call, Function, Placed, Waiting
 from lfm_worker.core.pool import Pool
 from lfm_worker.core.room import Room
 from lfm_worker.core.stock import Stock
@@ -33,7 +33,7 @@ class Runs:
         out: list[c.Command],
     ) -> None:
         """``gpus``: the node has some, so that every call is told which are its own, or none."""
-        self.functions: dict[FunctionId, m.DefineFunction] = {}
+        self.functions: dict[FunctionId, Function] = {}
         self.calls = calls
         self.room = Room(offer, cpus)
         self._gpus, self._pool, self._stock, self._out = gpus, pool, stock, out
@@ -65,10 +65,10 @@ class Runs:
     def forget(self, function: FunctionId) -> None:
         """No call needs it any more: nor, if no other function has it, the file with its code."""
         gone = self.functions.pop(function, None)
-        if gone is not None and isinstance(gone.code, Inline) and all(gone.code != f.code for f in self.functions.values()):
-            self._out.append(c.DropCode(gone.code))
+        if gone is not None and isinstance(code := gone.defined.code, Inline) and all(code != f.defined.code for f in self.functions.values()):
+            self._out.append(c.DropCode(code))
 
-    def accept(self, run: m.Run, function: m.DefineFunction, now: float) -> None:
+    def accept(self, run: m.Run, function: Function, now: float) -> None:
         self._last += 1
         self._numbers[run.task, run.attempt] = self._last
         self.calls[self._last] = self._lacking[self._last] = Call.of(run, function, now)
@@ -96,7 +96,7 @@ class Runs:
         grant = self.room.take(number, call.run.allocation)
         if grant is None:
             return False
-        template = self._pool.pick(call.environment, call.function.preload)
+        template = self._pool.pick(call.environment, call.function.defined.preload)
         if template is None:
             template = self._start_template(call.environment, now)
         call.state = Placed(template)
@@ -106,7 +106,7 @@ class Runs:
         return True
 
     def _start_template(self, environment: Digest, now: float) -> int:
-        wanted = {p for f in self.functions.values() if f.environment.digest == environment for p in f.preload}
+        wanted = {p for f in self.functions.values() if f.environment == environment for p in f.defined.preload}
         template = self._pool.add(environment, tuple(sorted(wanted)), now)
         self._out.append(c.StartTemplate(template, environment, tuple(sorted(wanted))))
         return template

@@ -16,7 +16,7 @@ from lfm.protocol.outcomes import Blob, Lost, payload_of
 from lfm.protocol.resources import Resources
 from lfm_worker.core import commands as c
 from lfm_worker.core import events as e
-from lfm_worker.core.calls import Call, Placed, Waiting
+from lfm_worker.core.calls import Call, Function, Placed, Waiting
 from lfm_worker.core.items import Item
 from lfm_worker.core.pool import FUTILE, Pool
 from lfm_worker.core.runs import Runs
@@ -142,7 +142,7 @@ class WorkerCore:
     ) -> None:
         match message:
             case m.DefineFunction():
-                self._runs.functions[message.function] = message
+                self._runs.functions[message.function] = Function.of(message)
             case m.ForgetFunction():
                 self._runs.forget(message.function)
             case m.Run():
@@ -183,7 +183,7 @@ class WorkerCore:
         refusal = (
             self.draining.reason if self.draining is not None
             else "its function was never defined here" if function is None
-            else self._unusable.get(function.environment.digest)
+            else self._unusable.get(function.environment)
         )
         if refusal is not None or function is None:
             self._tell(m.CallEnded(run.task, run.attempt, Lost(refusal or "", started=False), None))
