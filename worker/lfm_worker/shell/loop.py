@@ -133,13 +133,22 @@ class Worker:
             elif (reader := self._readers.get(socket_)) is not None:
                 reader()
         self._speak()
-        self._link(spoken)
-        self._moved(*self._transfers.turn())
         now = time.monotonic()
+        if spoken or now >= due:
+            self._link(now)
+            self._moved(*self._transfers.turn())
         if now >= due:
-            if (ticks := self._core.deadline()) is not None and now >= ticks:
-                self._handle(e.Ticked())
-            self._interpreters.tick(now)
+            self._look_at_clocks(now)
+        self._say_how_far(now)
+        if self._orphans:
+            self._orphans = not kill_orphans(self._known())
+        self._speak()
+
+    def _look_at_clocks(self, now: float) -> None:
+        """Do what is due."""
+        if (ticks := self._core.deadline()) is not None and now >= ticks:
+            self._handle(e.Ticked())
+        self._interpreters.tick(now)
         if self._transfers.elsewhere and now >= self._look_at:
             self._look_at = now + LOOK_EVERY
             self._moved(*self._transfers.look())
@@ -147,10 +156,6 @@ class Worker:
             self._serve_at = now + SERVE_AGAIN
             for chunk in self._transfers.serve_again():
                 self._tell(chunk)
-        self._say_how_far(now)
-        if self._orphans:
-            self._orphans = not kill_orphans(self._known())
-        self._speak()
 
     def _speak(self) -> None:
         """Say what is to be said, once as many calls have ended as wait, or it has waited long enough."""
@@ -241,11 +246,11 @@ class Worker:
             environments=self._core.environments(), running=(*self._core.running(), *self._outbox.running()),
         )
 
-    def _link(self, spoken: bool) -> None:
+    def _link(self, now: float) -> None:
         """Take what the manager said, keep the connection alive, and notice when it is lost."""
         try:
-            due = time.monotonic() >= self._dialer.deadline()
-            for message in self._dialer.receive() if spoken or due else ():
+            due = now >= self._dialer.deadline()
+            for message in self._dialer.receive():
                 self._said(message)
             if due:
                 self._dialer.tick()
