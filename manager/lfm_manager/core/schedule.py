@@ -186,10 +186,9 @@ class Scheduler:
 
     def placements(self, now: float) -> Iterator[Placement]:
         """One after the other; take the room and the call out before asking for the next."""
+        self._reserve(now)
         if not self.queues:
             self._freed.clear()
-            return
-        self._reserve(now)
         while self._freed or self._woken:
             filled: list[Worker] = []
             while self._freed:
