@@ -180,10 +180,12 @@ def _bundle(frames: list[bytes]) -> bytes:
 
 
 def _frames(kind: bytes, packet: list[bytes]) -> list[bytes]:
-    """ProtocolError for a bundle that is none."""
-    if kind == SINGLE:
-        return [packet[0][HEADER.size :]]
-    return packet[1:] if kind == DATA else _unbundle(packet[0], HEADER.size)
+    """ProtocolError for a bundle that is none, or parts that are no frames."""
+    if kind == DATA:
+        return packet[1:]
+    if len(packet) > 1:
+        raise ProtocolError("not a packet")
+    return [packet[0][HEADER.size :]] if kind == SINGLE else _unbundle(packet[0], HEADER.size)
 
 
 def _unbundle(body: bytes, at: int) -> list[bytes]:

@@ -74,7 +74,7 @@ def test_the_codec_and_the_link_refuse_what_is_bent(part: int) -> None:
         except ProtocolError:
             pass
         try:
-            link.receive([HEADER.pack(dice.choice([b"D", b"M", b"P", b"A", b"N", b"X"]), dice.randrange(1 << 63), 0), frame])
+            link.receive([HEADER.pack(dice.choice([b"D", b"S", b"M", b"P", b"A", b"N", b"X"]), dice.randrange(1 << 63), 0), frame])
         except ProtocolError:
             pass
     assert link.received == 0 and link.backlog == 0
@@ -143,7 +143,7 @@ class Attacker:
 
     def junk(self, role: str) -> list[list[bytes]]:
         dice = self.dice
-        heads = [b"", b"H", b"W", b"R", b"?", b"D", b"M", HEADER.pack(b"D", 1, 0), HEADER.pack(b"M", 1 << 62, 1 << 62)]
+        heads = [b"", b"H", b"W", b"R", b"?", b"D", b"M", HEADER.pack(b"D", 1, 0), HEADER.pack(b"S", 1, 0), HEADER.pack(b"M", 1 << 62, 1 << 62)]
         return [[dice.choice(heads), *(dice.randbytes(dice.randrange(200)) for _ in range(dice.randrange(4)))] for _ in range(BATCH // 3)]
 
     def session(self, role: str) -> list[list[bytes]]:

@@ -116,7 +116,8 @@ def test_after_a_hello_nonsense_ends_that_session_alone(cluster: Cluster, strang
     frames = [encode(m.Cancel((TaskId("s-1"),)))]
     packets = [
         [HEADER.pack(DATA, 1, 10**9), *frames], [HEADER.pack(DATA, 1, 0), frames[0][:-1]], [HEADER.pack(DATA, 1, 0), os.urandom(50)],
-        [HEADER.pack(b"M", 1, 0), b"\xff\xff\xff\xff"], [HEADER.pack(b"Z", 1, 0)], [b"D"], [HEADER.pack(DATA, 1, 0), b"\x91" * 5000],
+        [HEADER.pack(b"M", 1, 0) + b"\xff\xff\xff\xff"], [HEADER.pack(b"M", 1, 0), b"\0\0\0\0"], [HEADER.pack(b"S", 1, 0), *frames],
+        [HEADER.pack(b"S", 1, 0)], [HEADER.pack(b"Z", 1, 0)], [b"D"], [HEADER.pack(DATA, 1, 0), b"\x91" * 5000],
         [HEADER.pack(DATA, 1, 0), encode(m.CallStarted(TaskId("s-1"), 1))],
     ]
     for number, packet in enumerate(packets):
