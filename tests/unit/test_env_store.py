@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lfm_manager.environments.cli import differences, environment_yml, requirements
+from lfm_manager.environments.described import differences, environment_yml, requirements
 from lfm_manager.environments.problems import BuildFailed
 from lfm_manager.environments.store import Built, Store
 

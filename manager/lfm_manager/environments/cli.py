@@ -14,12 +14,14 @@ import click
 from lfm.cli.common import ask, duration, fail, json_option, print_json, print_table, size
 from lfm.function import sent
 from lfm.function.sent import own_files
+from lfm_manager.environments import described
+from lfm_manager.environments.described import ID
+from lfm_manager.environments.target import load
 
 if TYPE_CHECKING:
     from lfm.function.plan import Plan
     from lfm_manager.environments.store import Built, Store
 
-ID = 12  # characters of a key that people see
 _FUNCTION = "FILE:FUNCTION"
 
 
@@ -59,7 +61,7 @@ def resolve(
     """
     packed = _packed(function, imports, exclude, as_module)
     built = _store().find(packed.plan.key)
-    body = _resolved(packed) | {"built": built is not None}
+    body = described.resolved(packed) | {"built": built is not None}
     if as_json:
         print_json({"schema": "lfm.env.resolve/1"} | body)
         return
@@ -96,7 +98,7 @@ def pack(
         _copy(built.path, output)
     if as_json:
         own = {"overlay": own_files(packed.overlay), "output": str(output or built.path)}
-        print_json({"schema": "lfm.env.pack/1"} | _shown(built) | own)
+        print_json({"schema": "lfm.env.pack/1"} | described.shown(built) | own)
         return
     _print_summary(built)
     click.echo(str(output or built.path))
@@ -111,45 +113,6 @@ def _packed(function: str, imports: tuple[str, ...], exclude: tuple[str, ...], a
         return Packer().pack(target, imports=imports, exclude=exclude)
     except LfmError as error:
         fail(str(error), getattr(error, "hint", ""))
-
-
-def load(function: str, as_module: bool = False) -> Any:
-    """The function that FILE:FUNCTION names; the file becomes a module of its own name.
-
-    Unless ``as_module``, one without a file to its name, whose functions travel by value, as a script's do.
-    """
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    file, colon, name = function.rpartition(":")
-    path = Path(file)
-    if not colon or not name:
-        raise click.UsageError(f"{function!r} is not FILE:FUNCTION, such as model.py:fit")
-    if not path.is_file():
-        fail(f"no file {file}")
-    spec = spec_from_file_location(path.stem, path.absolute())
-    if spec is None or spec.loader is None:
-        fail(f"{file} is not a Python file")
-    module = module_from_spec(spec)
-    sys.path.insert(0, str(path.absolute().parent))  # as if it were run
-    sys.modules[path.stem] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        fail(
-            f"{file} cannot be imported: {type(error).__name__}: {error}",
-            "put what only a script should do below if __name__ == '__main__'",
-        )
-    if not as_module:
-        module.__spec__ = None
-        del module.__file__
-    found: Any = module
-    for part in name.split("."):
-        found = getattr(found, part, None)
-        if found is None:
-            fail(f"{file} has no {name}")
-    if not callable(found):
-        fail(f"{name} in {file} is not a function")
-    return found
 
 
 def _build(plan: Plan) -> Built:
@@ -206,7 +169,7 @@ def list_(run: str | None, as_json: bool) -> None:
         return
     all_built = _store().all()
     if as_json:
-        print_json({"schema": "lfm.env.list/1", "environments": [_summary(built) for built in all_built]})
+        print_json({"schema": "lfm.env.list/1", "environments": [described.summary(built) for built in all_built]})
         return
     print_table(
         ["id", "python", ">packages", ">tarball", ">unpacked", ">built in", "holds"],
@@ -218,7 +181,7 @@ def list_(run: str | None, as_json: bool) -> None:
                 size(b.bytes),
                 size(b.unpacked_bytes),
                 duration(b.built_s),
-                _holds(b),
+                described.holds(b),
             ]
             for b in all_built
         ],
@@ -244,7 +207,7 @@ def show(environment: str, as_json: bool) -> None:
     """What an environment holds, and why.  ID is the beginning of its id or digest."""
     built = _one(environment)
     if as_json:
-        print_json({"schema": "lfm.env.show/1"} | _shown(built))
+        print_json({"schema": "lfm.env.show/1"} | described.shown(built))
         return
     _print_summary(built)
     _print_distributions(list(built.distributions))
@@ -260,7 +223,7 @@ def show(environment: str, as_json: bool) -> None:
 def diff(first: str, second: str, as_json: bool) -> None:
     """How two environments differ."""
     a, b = _one(first), _one(second)
-    changes = differences(a, b)
+    changes = described.differences(a, b)
     if as_json:
         both = {"a": a.key, "b": b.key, "bytes": [a.bytes, b.bytes], "python": [a.python, b.python]}
         print_json({"schema": "lfm.env.diff/1"} | both | {"distributions": changes})
@@ -287,13 +250,13 @@ def diff(first: str, second: str, as_json: bool) -> None:
 def export(environment: str, output: Path | None, kind: str | None) -> None:
     """Write an environment down for use elsewhere: its tarball, or its exact versions as text."""
     built = _one(environment)
-    kind = kind or _kind_of(output)
+    kind = kind or described.kind_of(output)
     if kind == "tarball":
         if output is None:
             fail("a tarball is not for a terminal", "say where with -o FILE")
         _copy(built.path, output)
         return
-    text = requirements(built) if kind == "requirements" else environment_yml(built)
+    text = described.requirements(built) if kind == "requirements" else described.environment_yml(built)
     if output is None:
         click.echo(text, nl=False)
         return
@@ -341,65 +304,6 @@ def gc(keep: str | None, everything: bool, as_json: bool) -> None:
 # ---------------------------------------------------------------- what is printed
 
 
-def differences(a: Built, b: Built) -> list[dict[str, str | None]]:
-    """The distributions in which two environments differ: their versions in each, None where there is none."""
-    before = {d["name"]: d["version"] for d in a.distributions}
-    after = {d["name"]: d["version"] for d in b.distributions}
-    return [
-        {"name": name, "a": before.get(name), "b": after.get(name)}
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    ]
-
-
-def requirements(built: Built) -> str:
-    """A requirements list that pins what it holds."""
-    pins = [f"{d['name']}=={d['version']}" for d in built.distributions if d["name"] != "python"]
-    return "".join(f"{line}\n" for line in [f"# environment {built.key[:ID]}, Python {built.python}", *pins])
-
-
-def environment_yml(built: Built) -> str:
-    """conda's format; what came from an index of wheels stays with pip."""
-    lines = [f"name: lfm-{built.key[:ID]}", "dependencies:", f"  - python={built.python}"]
-    pins = [d for d in built.distributions if d["name"] != "python"]
-    if built.kind == "conda":
-        lines += [f"  - {d['name']}={d['version']}" for d in pins]
-    elif pins:
-        lines += ["  - pip", "  - pip:", *[f"      - {d['name']}=={d['version']}" for d in pins]]
-    return "\n".join(lines) + "\n"
-
-
-def _kind_of(output: Path | None) -> str:
-    name = output.name if output else ""
-    if name.endswith((".yml", ".yaml")):
-        return "conda"
-    return "tarball" if ".tar" in name else "requirements"
-
-
-def _shown(built: Built) -> dict[str, Any]:
-    return _summary(built) | {
-        "distributions": list(built.distributions), "overlay": sent.noted(built.key), "whole": built.whole, "path": str(built.path),
-        "libc": built.libc, "machine": built.machine, "files": built.files, "warnings": list(built.warnings),
-    }  # fmt: skip
-
-
-def _summary(built: Built) -> dict[str, Any]:
-    return {
-        "id": built.key, "digest": built.digest, "bytes": built.bytes, "python": built.python, "kind": built.kind,
-        "packages": len(built.distributions), "unpacked_bytes": built.unpacked_bytes, "built_s": built.built_s,
-        "built": built.built,
-    }  # fmt: skip
-
-
-def _resolved(packed: Any) -> dict[str, Any]:
-    plan = packed.plan
-    return {
-        "id": plan.key, "kind": plan.kind, "python": plan.interpreter.version if plan.interpreter else None,
-        "distributions": [{"name": d.name, "version": d.version, "why": d.why} for d in plan.distributions],
-        "overlay": own_files(packed.overlay), "warnings": list(packed.warnings), "whole": plan.whole,
-    }  # fmt: skip
-
-
 def _print_summary(built: Built) -> None:
     saved = ""
     if whole := built.whole.get("bytes"):
@@ -421,13 +325,6 @@ def _print_distributions(distributions: list[dict[str, str]]) -> None:
 def _print_warnings(warnings: tuple[str, ...]) -> None:
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
-
-
-def _holds(built: Built) -> str:
-    asked = [d["name"] for d in built.distributions if not d["why"].startswith("required by")]
-    names = (asked or [d["name"] for d in built.distributions])[:4]
-    rest = len(built.distributions) - len(names)
-    return (", ".join(names) or "the standard library") + (f" (+{rest})" if rest else "")
 
 
 def _one(start: str) -> Built:
