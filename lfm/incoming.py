@@ -16,7 +16,7 @@ from lfm.monitor.payload import Buffer
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest
 from lfm.protocol.outcomes import Blob
-from lfm.shortage import passes
+from lfm.shortage import in_words, passes
 from lfm.spool import Spool
 
 AT_ONCE = 4  # blobs pulled at a time
@@ -78,8 +78,7 @@ class Incoming:
         self._again = min(self._again, time.monotonic() + AGAIN)
         if not self._warned:
             self._warned = True
-            why = getattr(error, "strerror", None) or "not enough memory"
-            self._warn(f"large arguments and results wait: {why}; they are tried again every second")
+            self._warn(f"large arguments and results wait: {in_words(error)}; they are tried again every second")
 
     def deadline(self) -> float:
         """When ``retry`` is due."""

@@ -20,3 +20,8 @@ def shortage(error: BaseException | None) -> Literal["full", "short", ""]:
 def passes(error: BaseException) -> bool:
     """Whether it is a want of something that others may give back."""
     return bool(shortage(error))
+
+
+def in_words(error: BaseException) -> str:
+    """It in words, for people: a MemoryError has none."""
+    return getattr(error, "strerror", None) or "not enough memory"

@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from lfm.shortage import passes, shortage
+from lfm.shortage import in_words, passes, shortage
 from lfm_worker.shell.prepare import cause_of
 from lfm_worker.shell.unpack import UnpackFailed
 
@@ -31,3 +31,7 @@ def test_what_unpacking_says_itself_goes_first() -> None:
     assert cause_of(unpacking(MemoryError(), UnpackFailed.CORRUPT)) == "corrupt"
     assert cause_of(UnpackFailed("full", UnpackFailed.FULL)) == "full"
     assert cause_of(tarfile.TarError()) == "corrupt"
+
+
+def test_each_has_words() -> None:
+    assert in_words(OSError(errno.ENOSPC, "No space left")) == "No space left" and in_words(MemoryError()) == "not enough memory"

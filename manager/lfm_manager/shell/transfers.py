@@ -16,7 +16,7 @@ from pathlib import Path
 from lfm.blobs import BadBlob, BlobStore, Fetch, answer_fetch
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest, PeerId
-from lfm.shortage import passes
+from lfm.shortage import in_words, passes
 from lfm_manager.core.events import BlobLost, BlobStored
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Transfers:
         """Lost, or put off if that passes."""
         if not passes(error):
             return BlobLost(digest, str(error) if isinstance(error, BadBlob) else f"the manager cannot store it: {error}")
-        self._suffer(f"blobs cannot be stored in {self.store.directory}: {_why(error)}")
+        self._suffer(f"blobs cannot be stored in {self.store.directory}: {in_words(error)}")
         self._put_off[digest] = (peer, size)
         return None
 
@@ -137,7 +137,7 @@ class Transfers:
         except (OSError, ValueError, MemoryError) as error:
             if passes(error):
                 self._unserved.append((peer, fetch))
-                self._suffer(f"blobs cannot be read: {_why(error)}")
+                self._suffer(f"blobs cannot be read: {in_words(error)}")
             else:
                 self._send(peer, m.BlobMissing(fetch.digest, f"the manager cannot read it: {error}"))
             return
@@ -157,7 +157,3 @@ class Transfers:
     def close(self) -> None:
         for digest in list(self._pulls):
             self._give_up(digest)
-
-
-def _why(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or "not enough memory"

@@ -19,7 +19,7 @@ from pathlib import Path
 from lfm.blobs import BadBlob, BlobStore, Fetch, answer_fetch
 from lfm.protocol import messages as m
 from lfm.protocol.ids import Digest
-from lfm.shortage import passes
+from lfm.shortage import in_words, passes
 from lfm_worker.core import events as e
 from lfm_worker.core.items import is_digest
 from lfm_worker.shell.peers import Broken, Line, Peers
@@ -339,5 +339,4 @@ def _all(moves: list[Moves]) -> Moves:
 
 
 def _failed(digest: Digest, error: OSError | MemoryError) -> e.FetchFailed:
-    why = getattr(error, "strerror", None) or "not enough memory"
-    return e.FetchFailed(digest, f"the worker cannot store it: {why}", cause_of(error))
+    return e.FetchFailed(digest, f"the worker cannot store it: {in_words(error)}", cause_of(error))
