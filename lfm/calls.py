@@ -23,6 +23,8 @@ from lfm.protocol.ids import EnvironmentKey, FunctionId, TaskId
 from lfm.repair import Repair, Repairs
 from lfm.summary import Summary
 
+LOT = 10_000  # ids in one message: a frame has a largest size
+
 
 class Calls:
     """From the first word about a call to its last."""
@@ -115,8 +117,9 @@ class Calls:
         for future in list(self._open.values()):
             if future._submit is not None:
                 self._submit(future._submit)
-        if self._stopping:  # it may have the calls from its store, but not that wish
-            self._say(m.Kill(tuple(self._stopping)))
+        stopping = tuple(self._stopping)  # it may have the calls from its store, but not that wish
+        for at in range(0, len(stopping), LOT):
+            self._say(m.Kill(stopping[at : at + LOT]))
         self._incoming.restart()
 
     def withdraw(self, future: Future[Any]) -> None:

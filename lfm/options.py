@@ -22,6 +22,7 @@ from lfm.protocol.resources import (
     parse_size,
 )
 
+LONGEST_TEXT = 200  # characters
 STRATEGIES = (
     "auto", "first-allocation-waste", "first-allocation-throughput", "greedy-bucketing", "exhaustive-bucketing",
     "max-seen", "fixed", "whole-worker",
@@ -124,8 +125,8 @@ def _count(value: Any) -> int:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise TypeError("must be a text")
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_TEXT:
+        raise TypeError(f"must be a text, at most {LONGEST_TEXT} characters long")
     return value
 
 

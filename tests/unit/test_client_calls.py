@@ -6,7 +6,7 @@ from typing import Any
 
 from worlds.client import Pulled, Shelf
 
-from lfm.calls import Calls
+from lfm.calls import LOT, Calls
 from lfm.future import Future
 from lfm.protocol import messages as m
 from lfm.protocol.ids import FunctionId, TaskId
@@ -50,6 +50,13 @@ def test_the_wish_to_stop_a_call_outlives_the_manager() -> None:
     books.calls.finished(finished(T1, Killed()))
     books.calls.finished(finished(T2))
     assert not any(isinstance(said, m.Kill) for said in books.again())
+
+
+def test_a_wish_to_stop_very_many_is_said_in_lots() -> None:
+    books = Books()
+    for number in range(LOT + 5):
+        books.calls.stop(books.submit(TaskId(f"s-{number}")))
+    assert [len(said.tasks) for said in books.again() if isinstance(said, m.Kill)] == [LOT, 5]
 
 
 def test_what_was_declared_is_declared_again_though_its_calls_are_over() -> None:

@@ -51,6 +51,7 @@ def test_a_name_like_none_lists_all():
         ({"labels": "site=north"}, TypeError),
         ({"labels": {"site": 1}}, TypeError),
         ({"strategy": "best"}, ValueError),
+        ({"category": "x" * 201}, TypeError),
         ({"memory": "9000PB"}, ValueError),
         ({"memory": 1 << 63}, ValueError),
         ({"disk": "9" * 400}, ValueError),

@@ -48,6 +48,7 @@ from lfm_manager.shell.transfers import Transfers
 
 log = logging.getLogger(__name__)
 
+NAMED = 100_000  # calls that an answer names: a frame has a largest size
 LOOK_EVERY = 5.0  # seconds between looks whether the run directory is still there
 IN_MEMORY = 32 << 20  # bytes of waiting calls' arguments, and of results, beyond which they stay in the store
 LAST_WORDS = 0.5  # seconds that what was said last may take to be heard
@@ -468,7 +469,7 @@ class Manager:
         chosen = [c.id for c in found if isinstance(c, Task) and query.is_unfinished(c)]
         for task in chosen:
             self._tell(e.CancelAsked(task))
-        return {"schema": "lfm.cancel/1", "tasks": chosen, "count": len(chosen), "over": len(found) - len(chosen)}
+        return {"schema": "lfm.cancel/1", "tasks": chosen[:NAMED], "count": len(chosen), "over": len(found) - len(chosen)}
 
     def _retry(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Failed calls again; those that their user cancelled only if each is named."""
@@ -481,7 +482,7 @@ class Manager:
             else:
                 again.append(call.id)
                 self._tell(e.RetryAsked(call.id))
-        return {"schema": "lfm.retry/1", "tasks": again, "count": len(again), "left": dict(left)}
+        return {"schema": "lfm.retry/1", "tasks": again[:NAMED], "count": len(again), "left": dict(left)}
 
     def facts(self) -> dict[str, Any]:
         """About this manager, for people and scripts."""
