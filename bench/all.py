@@ -43,8 +43,14 @@ class Script:
 
 def of_bench(it: Any) -> Iterator[Row]:
     for label, row in it["call_cost"].items():
-        yield Row(f"CPU of a call / of a bare fork of its interpreter, {label}", row["ratio"], "x")
-    yield Row("calls a second, two slots", it["speed"]["lfm"]["per_s"])
+        yield Row(f"CPU of a call / of a bare fork of its interpreter, {label}", row["ratio"], "x", 1.2)
+    speed = it["speed"]
+    yield Row("calls a second, two slots", speed["lfm"]["per_s"])
+    for peer in ("parsl", "dask", "ray"):
+        if peer in speed:
+            yield Row(f"latency (p50) / that of {peer}", speed["lfm"]["p50_ms"] / speed[peer]["p50_ms"], "x", 1.0)
+    if "parsl" in speed:
+        yield Row("calls a second of parsl / ours", speed["parsl"]["per_s"] / speed["lfm"]["per_s"], "x", 1.0)
     yield Row("from the start to the first result", it["first_result"]["result_s"], "s")
 
 
@@ -57,7 +63,8 @@ def of_environments(it: Any) -> Iterator[Row]:
 
 def of_monitor_floor(it: Any) -> Iterator[Row]:
     for row in it:
-        yield Row(f"CPU of a monitored call / of a bare fork, {row['template']}", row["ratio"], "x")
+        yield Row(f"CPU of a monitored call / of a bare fork, {row['template']}", row["ratio"], "x", 1.0)
+        yield Row(f"latency (p50) / that of a bare fork, {row['template']}", row["ours_p50_ms"] / row["floor_p50_ms"], "x", 1.0)
 
 
 def of_first_submit(it: Any) -> Iterator[Row]:

@@ -127,20 +127,29 @@ def call_cost(lfm: Contender, rounds: int, n: int) -> dict[str, Any]:
     return found
 
 
-def speed(contenders: list[Contender], rounds: int, n: int) -> dict[str, Any]:
-    """Calls a second and latency, one at a time, of each contender."""
-    many: dict[str, list[dict[str, float]]] = {c.name: [] for c in contenders}
-    single: dict[str, list[float]] = {c.name: [] for c in contenders}
-    for contender in contenders:
-        contender.calls("noop", 20)
-    for _ in range(rounds):
+class Speeds:
+    """Calls a second and latency, one at a time.  A contender may be measured more than once: the machine's own speed
+    moves, and what is compared has to be measured side by side."""
+
+    def __init__(self, rounds: int, n: int) -> None:
+        self._rounds, self._n = rounds, n
+        self._many: dict[str, list[dict[str, float]]] = {}
+        self._single: dict[str, list[float]] = {}
+
+    def measure(self, *contenders: Contender) -> None:
         for contender in contenders:
-            many[contender.name].append(contender.calls("noop", n))
-            single[contender.name] += contender.ask("latency", function="noop", n=max(n // 5, 40))
-    return {
-        name: middle(many[name]) | {"p50_ms": median(values) * 1e3, "p99_ms": quantiles(values, n=100)[98] * 1e3}
-        for name, values in single.items()
-    }
+            contender.calls("noop", 20)
+        for _ in range(self._rounds):
+            for contender in contenders:
+                self._many.setdefault(contender.name, []).append(contender.calls("noop", self._n))
+                waits = contender.ask("latency", function="noop", n=max(self._n // 5, 40))
+                self._single.setdefault(contender.name, []).extend(waits)
+
+    def table(self) -> dict[str, dict[str, float]]:
+        return {
+            name: middle(self._many[name]) | {"p50_ms": median(values) * 1e3, "p99_ms": quantiles(values, n=100)[98] * 1e3}
+            for name, values in self._single.items()
+        }
 
 
 def timed_run(code: str) -> float:
@@ -216,29 +225,34 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     results["import"] = import_time(5 if options.quick else 15)
     first_result(1)  # packs the environment, if nobody has yet
     results["first_result"] = first_result(rounds)
+    speeds = Speeds(rounds, n)
     lfm = Contender("lfm", sys.executable)
-    pool = Contender("pool", sys.executable)
     try:
         say("CPU per call against the floor")
         results["call_cost"] = call_cost(lfm, rounds, n)
-        say("speed beside the standard library's pool")
-        results["speed"] = speed([lfm, pool], rounds, n)
         say("idle")
         results["idle"] = idle(lfm, options.idle)
+        say("speed beside the floor and the standard library's pool")
+        python, modules = lfm.ask("ask", function="interpreter")
+        floor, pool = Contender("floor", python), Contender("pool", sys.executable)
+        floor.ask("modules", names=modules)
+        speeds.measure(lfm, floor, pool)
+        floor.close()
+        pool.close()
+        for name in ("parsl", "dask", "ray"):
+            try:
+                peer = Contender(name, str(Path.cwd() / (shutil.which(options.peers) or options.peers)))  # it starts elsewhere
+            except Absent as reason:
+                say(f"left out: {reason}")
+                continue
+            say(f"speed beside {name}")
+            try:
+                speeds.measure(peer, lfm)
+            finally:
+                peer.close()
+        results["speed"] = speeds.table()
     finally:
         lfm.close()
-        pool.close()
-    for name in ("parsl", "dask", "ray"):
-        try:
-            peer = Contender(name, str(Path.cwd() / (shutil.which(options.peers) or options.peers)))  # it starts elsewhere
-        except Absent as reason:
-            say(f"left out: {reason}")
-            continue
-        say(f"speed of {name}")
-        try:
-            results["speed"] |= speed([peer], rounds, n)
-        finally:
-            peer.close()
     say("environment")
     results["environment"] = environment()
     results["machine"]["load_after"] = os.getloadavg()[0]
@@ -276,7 +290,7 @@ def report(results: dict[str, Any]) -> str:
         "Speed of no-op calls, two slots",
         f"  {'':24}{'calls/s':>9}{'of lfm':>9}{'p50 ms':>9}{'p99 ms':>9}{'CPU ms':>9}",
     ]
-    names = {"lfm": "lfm", "pool": "ProcessPoolExecutor *", "parsl": "Parsl HTEX *", "dask": "Dask *", "ray": "Ray *"}
+    names = {"lfm": "lfm", "floor": "os.fork for each", "pool": "ProcessPoolExecutor *", "parsl": "Parsl HTEX *", "dask": "Dask *", "ray": "Ray *"}
     for name, row in results["speed"].items():
         lines.append(
             f"  {names[name]:24}{row['per_s']:9.0f}{row['per_s'] / results['speed']['lfm']['per_s']:8.2f}x"
