@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -507,6 +508,21 @@ def test_a_killed_template_costs_only_its_calls(manager: Manager, start: Start, 
     assert manager.result("b") == "done"
     manager.submit("c", manager.define(add, one), 1, 2)
     assert manager.result("c") == 3
+
+
+def test_a_worker_whose_directory_is_removed_ends_and_says_so(manager: Manager, start: Start, tmp_path: Path) -> None:
+    daemon = start()
+    manager.wait_joined()
+    function = manager.define(mark_and_wait, manager.environment())
+    manager.submit("a", function, str(tmp_path / "a"), "/never")
+    manager.wait((tmp_path / "a").exists, "the call")
+    [home] = (tmp_path / "work" / "workers").iterdir()
+    shutil.rmtree(home)
+    lost = manager.wait_said(m.CallEnded, "a").outcome
+    assert isinstance(lost, Lost) and "was removed" in lost.reason
+    daemon.wait_gone(manager)
+    said = (tmp_path / "work.log").read_text()
+    assert f"its work directory {home} was removed" in said and "Traceback" not in said
 
 
 class TestTheManagerGoes:

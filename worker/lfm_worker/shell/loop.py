@@ -46,6 +46,7 @@ FAREWELL = 10.0  # seconds that the last messages may take
 SILENCE = 3.0  # seconds of them without a sign of the manager
 SERVE_AGAIN = 0.5  # seconds between tries to read what the manager asked for
 RETRY_ORPHANS = 0.05
+HOME_EVERY = 5.0  # seconds between looks whether the worker's own directory is still there
 FAR_EVERY = 1.0  # seconds between two words on how far environments are, and before the first
 SMALL_OVERLAY = 1 << 20  # bytes
 SCAN_EVERY = 30.0  # seconds between two looks at the node's cache, where only overlays come
@@ -89,7 +90,7 @@ class Worker:
         self._readers: dict[int, Callable[[], None]] = {}
         self._terminated = False
         self._orphans = False
-        self._look_at = self._serve_at = self._say_far_at = self._scan_at = 0.0
+        self._look_at = self._serve_at = self._say_far_at = self._scan_at = self._home_at = 0.0
         self._speak_at = math.inf  # when what is to be said has waited long enough
         self._reason: str | None = None  # why it left
         self._lost: float | None = None  # since when the manager is, as it was last said
@@ -149,6 +150,10 @@ class Worker:
         if (ticks := self._core.deadline()) is not None and now >= ticks:
             self._handle(e.Ticked())
         self._interpreters.tick(now)
+        if now >= self._home_at:
+            self._home_at = now + HOME_EVERY
+            if not self._home.is_there():
+                self._handle(e.StopAsked(f"its work directory {self._home.path} was removed"))
         if self._transfers.elsewhere and now >= self._look_at:
             self._look_at = now + LOOK_EVERY
             self._moved(*self._transfers.look())

@@ -204,6 +204,16 @@ class Home:
     def __truediv__(self, part: str) -> Path:
         return self.path / part
 
+    def is_there(self) -> bool:
+        """Whether nobody has removed it.  A file system that does not answer just now has not."""
+        try:
+            (self.path / "owner").stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            pass
+        return True
+
     def remove(self) -> None:
         remove_tree(self.path, within=self._workers)
         os.close(self._lock)
