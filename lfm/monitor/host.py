@@ -459,6 +459,7 @@ class Host:
             if slot.leaving:
                 self._left(slot, report)
             return  # else an idle process ended; the monitor makes another
+        slot.broken |= bool(report.flags & wire.SPOILED)
         result = self._result(slot, job.work.id)
         if quiet and result is not None:
             report = wire.quiet(report.id, result.figures)
@@ -489,7 +490,7 @@ class Host:
             slot.take_output(report)
         if report.status or report.flags & wire.STRAY:
             slot.key = None  # its forker was replaced
-        slot.broken |= report.id != slot.leaving
+        slot.broken |= report.id != slot.leaving or bool(report.flags & wire.SPOILED)
         if not slot.box.untouched() and slot.box.is_there():
             self._tell(slot, wire.clean(slot.box.take()))
             return

@@ -6,6 +6,7 @@ kernel.  It takes the next call only once the kernel lists no process of the las
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import select
@@ -22,6 +23,7 @@ from lfm.monitor.group import NOTHING, SlotGroup
 from lfm.monitor.processes import Children, Reaped, children_by_scan, end_tree, reap
 from lfm.monitor.watch import FIRST, Breach, Watch
 
+DETACH_FILTER = 27  # of linux/socket.h; Python has no name for it
 WARM_AT_MOST = 20.0  # seconds a forker may take to load a function
 MUTE = 0.010  # seconds between looks at the output of a call that prints without end
 SIGNALS = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM)
@@ -48,8 +50,9 @@ class Monitor:
         self.asked_for_gpus = False
         self.private = [control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end, files[0], files[1]]
         ends = Ends(
-            channel.detach(), self.page, self.stdout.write_end, self.stderr.write_end, self.fault, self.private, config["session"], config["namespace"], hooks, self.group
+            channel.fileno(), self.page, self.stdout.write_end, self.stderr.write_end, self.fault, self.private, config["session"], config["namespace"], hooks, self.group
         )
+        self.channel, self.room = channel, channel.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self.forker = CloneForker(ends) if config["clone"] else PlainForker(ends)
         for fd in (control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end):
             self.poll.register(fd, select.POLLIN)
@@ -288,12 +291,14 @@ class Monitor:
                 self.stray_cpu += one.cpu
         if over.status == signal.SIGKILL and not breach and self._oom_killed():
             flags |= wire.OUT_OF_MEMORY
+        if not self._is_sound():
+            flags |= wire.SPOILED
         # and if the pipes were looked at for another reason than its end, before which it may have printed more
         if self.printed or self.muted or flags & wire.STRAY or breach or over.status or over.pid != self.announced:
             for stream in (self.stdout, self.stderr):
                 while stream.pump():
                     pass
-        if id and not (breach or over.status or flags & wire.STRAY) and self._is_all_told():
+        if id and not (breach or over.status or flags & ~wire.STARTED) and self._is_all_told():
             self._say(wire.simple(wire.ENDED, id))
         else:
             self._say(wire.report(self._report(id, over, flags, breach, base_cpu, base_rss)))
@@ -314,6 +319,15 @@ class Monitor:
         if self.watch or self.group or self.stray_cpu or not page.quiet(self.page):
             return False
         return not (self.stdout.total or self.stderr.total or os.lseek(self.fault, 0, os.SEEK_END))
+
+    def _is_sound(self) -> bool:
+        """Whether the channel, that is the next calls' too, carries all that it did: a call may have set what it lets in or
+        out.  What else can be set makes the next process leave, and so the slot."""
+        try:
+            self.channel.setsockopt(socket.SOL_SOCKET, DETACH_FILTER, 0)
+        except OSError as error:
+            return error.errno == errno.ENOENT and self.channel.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == self.room
+        return False  # there was one
 
     def _empty(self) -> bool:
         """Whether the kernel lists no process of the call: a child leaves these lists only by being reaped."""

@@ -29,7 +29,7 @@ READY, REPORT, NEAR, CLEANED, COLD, ENDED = 11, 12, 13, 14, 15, 16
 RETURNED, RAISED, BROKEN = 21, 22, 23
 
 VERDICTS = ("", "memory", "disk", "wall_time", "processes", "killed")
-STARTED, STRAY, OUT_OF_MEMORY = 1, 2, 4  # flags of a report
+STARTED, STRAY, OUT_OF_MEMORY, SPOILED = 1, 2, 4, 8  # flags of a report; spoiled: the slot's channel, by the call
 MEMORY_BY = ("none", "poll", "cgroup", "self")
 
 _HEAD = struct.Struct("<BQ")

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -51,6 +52,28 @@ def test_short_calls_without_a_pause_keep_no_other_from_being_watched(bench: Ben
         at = bench.host.deadline()
         assert at is not None and at <= due
     assert isinstance(bench.end(long)[0], Exhausted)
+
+
+def _spoil(option: int, value: bytes) -> None:
+    """As if by the call's own channel only; which descriptor that is it cannot know."""
+    import ctypes
+
+    nothing = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # a filter: let nothing in
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            one = socket.socket(fileno=int(fd.name))
+        except OSError:
+            continue
+        one.setsockopt(socket.SOL_SOCKET, option, value or struct.pack("HL", 1, ctypes.addressof(nothing)))
+        one.detach()
+
+
+@pytest.mark.parametrize(("option", "value"), [(26, b""), (socket.SO_SNDBUF, b"\1\0\0\0")], ids=["filter", "room"])
+def test_a_call_that_spoils_its_channel_spoils_no_other(bench: Bench, option: int, value: bytes) -> None:
+    for _ in range(2):  # also from a process that has the function loaded
+        bench.end(bench.start(_spoil, option, value))
+        assert len(bench.value(bench.run(bytes, 50_000))) == 50_000
+    bench.well()
 
 
 def _dig(depth: int) -> None:
