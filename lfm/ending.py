@@ -84,11 +84,13 @@ def usage_of(over: host.Over) -> Usage | None:
     if figures is None and by != "cgroup":
         high = max(high, report.peak_rss)
     low, high = min(low + report.warm, MOST), min(high + report.warm, MOST)
-    wall = over.wall_s if figures is None else figures.wall_s
-    cores = report.cpu_s / wall if wall > 0 else 0.0
+    wall, cpu = over.wall_s if figures is None else figures.wall_s, report.cpu_s
+    if figures is not None and processes == 1 and not report.flags & wire.STRAY:
+        cpu = min(cpu, max(0.0, figures.cpu_s))  # what its process took before and after is not the call's
+    cores = cpu / wall if wall > 0 else 0.0
     return Usage(
         wall_s=wall,
-        cpu_s=report.cpu_s,
+        cpu_s=cpu,
         cores=cores,
         cores_peak=max(cores, report.cores_peak),
         memory=max(low, high),

@@ -151,6 +151,12 @@ def test_a_value_and_what_it_used(bench: Bench) -> None:
     assert usage.memory_low <= usage.memory < 50_000_000
 
 
+def test_what_a_first_call_finds_out_for_all_is_not_its_cpu_time(bench: Bench) -> None:
+    for _ in range(3):
+        _, usage = bench.end(bench.start(max, 1, 2))
+        assert usage is not None and usage.threads == 1 and usage.cpu_s <= 1.5 * usage.wall_s, usage
+
+
 def _leave_temporary(size: int) -> tuple[str, str]:
     """As multiprocessing does that is not ended well."""
     import tempfile
