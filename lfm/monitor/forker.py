@@ -26,6 +26,7 @@ WARM = b"w"  # a function to load comes next
 OOM_SCORE = 500
 _SAID = struct.Struct("<Bq")  # what a forker says to its monitor: the first process of its namespace, ...
 _INIT, _LOADED = 1, 2  # ... and bytes that it holds for a function that it has loaded
+LOOKS = 3  # at the own memory, which to look at may change: some heaps then grow and shrink each time, for ever
 MOST_MEMORY = 512 << 20  # bytes of a template beyond which nobody looks for the pages that calls write to
 
 
@@ -190,15 +191,16 @@ class _Own:
 
     def writable(self) -> list[tuple[int, int]]:
         """Where private, writable memory lies; nothing if it is so much that to look at all of it takes too long."""
-        before: list[tuple[int, int]] = []
-        while True:  # until reading it changes nothing
-            data = b""
-            while part := os.pread(self._maps, 1 << 16, len(data)):
-                data += part
-            now = _writable(data)
-            if now == before:
-                return now if sum(end - start for start, end in now) < MOST_MEMORY else []
-            before = now
+        found: list[tuple[int, int]] = []
+        for _ in range(LOOKS):
+            before, data, at = found, [], 0
+            while part := os.pread(self._maps, 1 << 16, at):
+                data.append(part)
+                at += len(part)
+            found = _writable(b"".join(data))
+            if found == before:
+                break
+        return found if sum(end - start for start, end in found) < MOST_MEMORY else []
 
     def resident(self) -> int:
         return int(os.pread(self._statm, 256, 0).split()[1]) * mmap.PAGESIZE

@@ -35,6 +35,7 @@ END_WITHIN = 0.5  # seconds that the process of a call which is over may take to
 IDLE_OTHERS = 8  # idle slots with other functions loaded; the longest idle goes for a new one
 FUNCTIONS = 1000  # remembered
 LONGEST_TMPDIR = 75  # bytes: with multiprocessing's /pymp-xxxxxxxx/listener-xxxxxxxx what a socket's address can hold
+BEGIN_WITHIN = 60.0  # seconds that a call's process may take to begin it; then it is lost, and its slot goes with it
 IDLE_AFTER = 30.0  # seconds after which a slot beyond the first is let go
 KEPT = ("HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "LOGNAME", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -89,6 +90,7 @@ class Host:
         session: bool = True,
         namespace: bool = True,
         groups: bool = True,
+        begin_within: float = BEGIN_WITHIN,
         environ: dict[str, str] | None = None,
     ) -> None:
         """``sandboxes``: an existing folder, in which calls get their directories (commands need none).
@@ -121,6 +123,7 @@ class Host:
             "clone": clone,
             "namespace": namespace,
             "groups": groups,
+            "begin_within": begin_within,
         }
         with contextlib.ExitStack() as undo:
             self._epoll = undo.enter_context(select.epoll())
@@ -386,7 +389,8 @@ class Host:
                         pass
                     if slot.number in self._slots:
                         what = "its monitor died" if slot.ready else "no monitor could be made for it"
-                        self._drop(slot, f"{what} ({_how(status)})")
+                        said = self._said().splitlines()[-1:] if os.WIFEXITED(status) else []
+                        self._drop(slot, f"{what} ({': '.join([_how(status), *said])})")
 
     def _hear_slot(self, slot: Seat) -> bool:
         """Take one message of its monitor's; whether there was one."""
@@ -605,16 +609,20 @@ class Host:
         except subprocess.TimeoutExpired:
             self._process.kill()
             status = self._process.wait()
-        log = os.pread(self._log, 8192, max(0, os.fstat(self._log).st_size - 8192)).decode("utf-8", "replace")
+        log = self._said()
         how = f"signal {-status}" if status < 0 else f"exit code {status}"
-        last = log.strip().splitlines()[-1:] or [""]
+        last = log.splitlines()[-1:] or [""]
         self._gone = f"the template interpreter ended with {how}. {last[0]}".strip()
         for slot in list(self._slots.values()):
             while self._hear_slot(slot):
                 pass
             if slot.number in self._slots:
                 self._drop(slot, self._gone)
-        self._say(Gone(self._gone + ("\n" + log if log.strip() else "")))
+        self._say(Gone(self._gone + ("\n" + log if log else "")))
+
+    def _said(self) -> str:
+        """The last that the template and its monitors wrote: why one of them ended, if it did by an exception."""
+        return os.pread(self._log, 8192, max(0, os.fstat(self._log).st_size - 8192)).decode("utf-8", "replace").strip()
 
     def close(self, timeout: float = 5.0) -> None:
         """End the template and all that runs in it; returns when they are gone."""

@@ -52,6 +52,7 @@ class Monitor:
         ends = Ends(
             channel.fileno(), self.page, self.stdout.write_end, self.stderr.write_end, self.fault, self.private, config["session"], config["namespace"], hooks, self.group
         )
+        self.begin_within: float = config["begin_within"]
         self.channel, self.room = channel, channel.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self.forker = CloneForker(ends) if config["clone"] else PlainForker(ends)
         for fd in (control.fileno(), self.signals, self.stdout.read_end, self.stderr.read_end):
@@ -173,10 +174,19 @@ class Monitor:
         if not watch.pid:
             if not self._running() or not (pid := self._await_pid()):
                 watch.next_look = now + FIRST
+                if now >= watch.started + self.begin_within:
+                    self._give_up()
                 return False
             watch.pid = pid
             _, watch.base, watch.base_files = page.base(self.page)
         return True
+
+    def _give_up(self) -> None:
+        """No process begins the call: with it ends who was to make one."""
+        self._end_all()
+        if self.forker.pid:
+            self._drop_forker()
+        self._finish(Reaped(0, 0, 0.0, 0), None)
 
     def _running(self) -> int:
         return int(page.ID.unpack_from(self.page)[0])

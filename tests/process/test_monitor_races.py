@@ -23,7 +23,7 @@ import pytest
 from lfm.alone import wait_over
 from lfm.ending import outcome_of
 from lfm.monitor import host, page, payload, runtime, wire
-from lfm.protocol.outcomes import Blob, Crashed, EnvironmentBroken, Exhausted, Raised, Returned
+from lfm.protocol.outcomes import Blob, Crashed, EnvironmentBroken, Exhausted, Lost, Raised, Returned
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_monitor_calls import Bench, _children
@@ -285,7 +285,7 @@ pid = os.fork()
 if pid == 0:
     try:
         control.close(), channel.close()
-        config = {"group": None, "clone": False, "session": False, "namespace": False, "slot": 1}
+        config = {"group": None, "clone": False, "session": False, "namespace": False, "slot": 1, "begin_within": 60}
         monitor = slot.Monitor(its_control, its_channel, files, config, [])
         monitor.poll = Slow(monitor.poll)
         monitor.run()
@@ -410,3 +410,37 @@ def test_what_lies_deep_in_a_sandbox_counts(bench: Bench) -> None:
     outcome = bench.run(_hide, 20 << 20, limits=wire.Limits(disk=10 << 20))
     assert isinstance(outcome, Exhausted) and outcome.resource == "disk" and outcome.measured >= 20 << 20
     bench.well()
+
+
+MAPPED = """
+import mmap, sys
+from lfm.monitor import forker
+
+rights = (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE)  # in turn, or the kernel would make them one
+kept = [mmap.mmap(-1, mmap.PAGESIZE, prot=rights[at % 2], flags=mmap.MAP_PRIVATE) for at in range(int(sys.argv[1]))]
+assert len(forker._Own().writable()) >= len(kept) // 2
+"""
+
+
+@pytest.mark.parametrize("number", [1000, 2000, 2500, 3000, 6000])
+def test_to_look_at_its_memory_keeps_no_forker_for_ever(tmp_path: Path, number: int) -> None:
+    """That takes memory and gives it back, and it looks different each time: so it was from 2,000 to 3,000."""
+    (tmp_path / "script.py").write_text(MAPPED)
+    subprocess.run([sys.executable, str(tmp_path / "script.py"), str(number)], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("namespace", [True, False])
+def test_a_call_that_nobody_begins_is_lost_after_a_while(tmp_path: Path, namespace: bool) -> None:
+    bench = Bench(tmp_path, namespace=namespace, begin_within=1.0)
+    try:
+        bench.run(max, 1, 2)
+        (seat,) = bench.host._slots.values()
+        stopped = _children(seat.pid)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        outcome = bench.run(max, 1, 2)
+        assert isinstance(outcome, Lost) and not outcome.started and "before it began" in outcome.reason
+        assert not any(Path(f"/proc/{pid}").exists() for pid in stopped)
+        bench.well()
+    finally:
+        bench.host.close()
