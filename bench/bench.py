@@ -5,8 +5,8 @@
     python bench/bench.py --json     the same as JSON
     python bench/bench.py --peers /path/to/python    the interpreter that has parsl, distributed or ray installed
 
-Every contender is a process of its own with two slots.  Rounds of all contenders are interleaved, and medians of the
-rounds are reported.  CPU is user and system time of all processes of a contender: client, manager, worker, monitors,
+Every contender is a process of its own with two slots.  Rounds of all contenders are interleaved, the others stopped
+meanwhile (SIGSTOP), so that what a contender does when idle costs no other; medians of the rounds are reported.  CPU is user and system time of all processes of a contender: client, manager, worker, monitors,
 calls.  The floor is an ``os.fork`` for every call (floor.py) out of the interpreter that lfm's calls run in, with the
 same modules loaded; it neither measures nor limits nor cleans up after anything.
 """
@@ -14,15 +14,17 @@ same modules loaded; it neither measures nor limits nor cleans up after anything
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from statistics import median, quantiles
@@ -31,6 +33,7 @@ from typing import Any
 import processes
 
 HERE = Path(__file__).resolve().parent
+SETTLE = 0.5  # seconds after a contender was stopped or may go on
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 FUNCTIONS = {
     "bare": ("noop", "interpreter"),
@@ -90,6 +93,18 @@ class Contender:
         spent = {f"{role}_ms": (after[role] - before.get(role, 0)) / n * 1e3 for role in after}
         return {"cpu_ms": sum(spent.values()), "per_s": n / wall, **spent}
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """None of its processes runs meanwhile."""
+        pids = list(processes.tree(self.process.pid))
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
     def close(self) -> None:
         assert self.process.stdin
         self.process.stdin.close()
@@ -139,11 +154,21 @@ class Speeds:
     def measure(self, *contenders: Contender) -> None:
         for contender in contenders:
             contender.calls("noop", 20)
+        for contender in self._alone(contenders):
+            self._many.setdefault(contender.name, []).append(contender.calls("noop", self._n))
+            waits = contender.ask("latency", function="noop", n=max(self._n // 5, 40))
+            self._single.setdefault(contender.name, []).extend(waits)
+
+    def _alone(self, contenders: Sequence[Contender]) -> Iterator[Contender]:
+        """Each in its turn, and nothing of the others runs."""
         for _ in range(self._rounds):
             for contender in contenders:
-                self._many.setdefault(contender.name, []).append(contender.calls("noop", self._n))
-                waits = contender.ask("latency", function="noop", n=max(self._n // 5, 40))
-                self._single.setdefault(contender.name, []).extend(waits)
+                with contextlib.ExitStack() as others:
+                    for other in contenders:
+                        if other is not contender:
+                            others.enter_context(other.stopped())
+                    time.sleep(SETTLE)
+                    yield contender
 
     def table(self) -> dict[str, dict[str, float]]:
         return {

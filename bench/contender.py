@@ -159,6 +159,7 @@ def answer(contender: Contender, request: dict[str, Any]) -> Any:
         begun = time.perf_counter()
         contender.many(function, 1)
         latencies.append(time.perf_counter() - begun)
+        time.sleep(request.get("pause", 0.0))
     return latencies
 
 
