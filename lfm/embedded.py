@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from lfm.errors import ConnectionFailed
-from lfm.run import ConnectionFile
+from lfm.run import EMBEDDED, ConnectionFile
 
 START_TIMEOUT = 60.0  # seconds until the manager's address must be known
 STOP_TIMEOUT = 10.0  # seconds until what does not end by itself is ended
@@ -30,7 +30,7 @@ class Embedded:
     """One manager and ``workers`` workers."""
 
     def __init__(self, workers: int = 1, cores: float | None = None, memory: int | None = None) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="lfm-run-"))
+        self.directory = Path(tempfile.mkdtemp(prefix=EMBEDDED))
         self.slots = workers * max(1, int(cores or processors() // workers))  # until the manager knows better
         self._arguments = _worker_arguments(workers, cores, memory)
         self._restarts = 0

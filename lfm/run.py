@@ -7,10 +7,12 @@ manager stores.  Files that others can read are refused: a key that leaked is no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 from lfm.errors import ConnectionFailed
 
 ROLES = ("client", "worker", "viewer")
+EMBEDDED = "lfm-run-"  # how the directories of runs begin that a script has for itself, among temporary files
 
 
 def home() -> Path:
@@ -166,6 +169,17 @@ def find_run(run: str | os.PathLike[str] | None = None, role: str = "client") ->
     """The connection file of a run: a name, a run directory, a connection file; None: ``LFM_RUN``, else the
     user's newest run.  ConnectionFailed, with the way out, if there is none."""
     return ConnectionFile.read(locate(run, role))
+
+
+def find_embedded(role: str) -> ConnectionFile | None:
+    """Of the run that a script of the user's has for itself on this machine; of several, the newest."""
+    found = []
+    for file in Path(tempfile.gettempdir()).glob(f"{EMBEDDED}*/{role}.json"):
+        with contextlib.suppress(OSError, ConnectionFailed):  # another user's, or gone by now
+            one = ConnectionFile.read(file)
+            os.kill(one.pid, 0)
+            found.append((file.stat().st_mtime, one))
+    return max(found, key=lambda each: each[0])[1] if found else None
 
 
 def locate(run: str | os.PathLike[str] | None = None, role: str = "client") -> Path:

@@ -48,7 +48,7 @@ def run_option(command: _Command) -> _Command:
     """``--run``, as the argument ``run``."""
     return click.option(
         "--run", "run", metavar="NAME|DIR|FILE", envvar="LFM_RUN", default=None,
-        help="Which run: its name, run directory or connection file.  [default: LFM_RUN, else your newest]",
+        help="Which run: its name, run directory or connection file.  [default: LFM_RUN, else your newest, else that of your script on this machine]",
     )(command)
 
 
@@ -79,7 +79,7 @@ class Link:
         from lfm.connection import Dialer
         from lfm.errors import ConnectionFailed, ProtocolError
         from lfm.protocol import messages as m
-        from lfm.run import find_run
+        from lfm.run import find_embedded, find_run
 
         session = token_hex(8)
 
@@ -89,7 +89,13 @@ class Link:
             return m.ClientHello(session, user=_user(), host=_host(), pid=_pid())
 
         try:
-            self._dialer = Dialer(find_run(run, role), hello)
+            try:
+                found = find_run(run, role)
+            except ConnectionFailed:
+                if run is not None or (own := find_embedded(role)) is None:
+                    raise
+                found = own
+            self._dialer = Dialer(found, hello)
             self.welcome = self._dialer.connect(timeout)
         except ConnectionFailed as error:
             fail(str(error), code=NO_MANAGER)

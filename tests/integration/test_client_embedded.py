@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import lfm
+from lfm.run import EMBEDDED
 from lfm.testing import wait_until
 
 pytestmark = pytest.mark.process
@@ -246,6 +247,17 @@ def test_status(ex):
     assert status.manager["run"] and len(status.workers) == 1 and status.calls["finished"] >= 1
     assert any(c["category"] == "abs" for c in status.categories)
     assert ex._max_workers >= 1
+
+
+def test_it_can_be_watched_from_elsewhere(ex, tmp_path):
+    """By whoever names no run, and has none with a name: ``lfm status`` while a script or a notebook is at work."""
+    future = ex.submit(time.sleep, 0)
+    result(future)
+    environ = {**{k: v for k, v in os.environ.items() if k != "LFM_RUN"}, "LFM_HOME": str(tmp_path)}
+    shown = subprocess.run([sys.executable, "-m", "lfm", "status"], env=environ, capture_output=True, text=True)
+    assert shown.returncode == 0 and shown.stdout.startswith(f"run {EMBEDDED}"), shown
+    started = subprocess.run([sys.executable, "-m", "lfm", "worker", "start"], env=environ, capture_output=True, text=True)
+    assert started.returncode != 0 and "no manager" in started.stderr, "nothing joins it by itself"
 
 
 def test_a_call_larger_than_any_worker_is_warned_of(ex):

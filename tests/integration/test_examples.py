@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,15 +11,29 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
+PATIENCE = 300.0  # seconds
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def run(script: str, *arguments: object, cwd: Path, code: int = 0) -> str:
     """What a script printed; its exit code must be ``code``."""
     command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=580)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            out, err = running.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            shown = [seen(cwd, *words) for words in (("status",), ("tasks",), ("explain", "1"))]
+            running.kill()
+            pytest.fail("\n".join([f"not over in {PATIENCE} s", *shown, *running.communicate()]))
+    assert running.returncode == code, out + err
+    return out + err
+
+
+def seen(cwd: Path, *words: str) -> str:
+    """What lfm's command line says of the script that runs there."""
+    environ = {**os.environ, "LFM_HOME": str(cwd)}  # no other run but the script's own
+    shown = subprocess.run([sys.executable, "-m", "lfm", *words], env=environ, capture_output=True, text=True, timeout=60)
+    return f"$ lfm {' '.join(words)}\n{shown.stdout}{shown.stderr}"
 
 
 def used(shown: str) -> dict[str, int]:

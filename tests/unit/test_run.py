@@ -1,11 +1,13 @@
 """Finding a run, and refusing one that is not private."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from lfm.errors import ConnectionFailed
-from lfm.run import ConnectionFile, RunDirectory, find_run
+from lfm.run import EMBEDDED, ConnectionFile, RunDirectory, find_embedded, find_run
 
 
 @pytest.fixture
@@ -23,6 +25,21 @@ def test_found_by_every_name(run: RunDirectory, monkeypatch: pytest.MonkeyPatch)
     assert find_run(None, "client") == find_run("thesis", "client")
     monkeypatch.setenv("LFM_RUN", "thesis")
     assert find_run(None, "viewer").role == "viewer"
+
+
+def test_a_script_s_own_is_found_while_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert find_embedded("viewer") is None
+    for age, name in enumerate(("new", "old")):
+        one = RunDirectory.create(tmp_path / f"{EMBEDDED}{name}", name)
+        one.publish(["tcp://127.0.0.1:1"])
+        os.utime(one.connection_file("viewer"), (1000 - age, 1000 - age))
+    dead = RunDirectory.create(tmp_path / f"{EMBEDDED}dead", "dead")
+    dead.publish(["tcp://127.0.0.1:1"])
+    file = dead.connection_file("viewer")
+    file.write_text(file.read_text().replace(f'"pid": {os.getpid()}', f'"pid": {2**22 + 1}'))  # beyond all numbers of processes
+    found = find_embedded("viewer")
+    assert found is not None and found.run == "new" and found.role == "viewer"
 
 
 def test_keys_and_identity_last(run: RunDirectory) -> None:
