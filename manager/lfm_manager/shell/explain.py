@@ -15,7 +15,7 @@ from lfm.protocol.outcomes import (
     Raised,
     Returned,
 )
-from lfm.protocol.resources import format_duration, format_size
+from lfm.protocol.resources import Resources, format_duration, format_size
 from lfm_manager.core import unfit
 from lfm_manager.core.functions import Away, Building, Built, Coming, Environment
 from lfm_manager.core.manager import ManagerCore
@@ -39,9 +39,13 @@ def explain(core: ManagerCore, task: Task | Ended, now: float) -> str:
     state = f"it ended: {_ended(task.outcome, fetched=True)}" if isinstance(task, Ended) else _state(core, task, now)
     return state + "".join(
         f"\nattempt {a.number} on {a.worker}: {a.outcome} after {format_duration(max(0.0, a.ended - a.started))}, "
-        f"given {a.allocation.cores:g} cores and {format_size(a.allocation.memory)}"
+        f"given {_given(a.allocation)}"
         for a in task.attempts
     )
+
+
+def _given(allocation: Resources) -> str:
+    return f"{allocation.cores:g} core{'s' * (allocation.cores != 1)} and {format_size(allocation.memory)}"
 
 
 def _state(core: ManagerCore, task: Task, now: float) -> str:
@@ -53,8 +57,7 @@ def _state(core: ManagerCore, task: Task, now: float) -> str:
         case Ready():
             return _ready(core, task, now)
         case Placed(worker, attempt, allocation, since=since, started=started):
-            given = f"{allocation.cores:g} cores and {format_size(allocation.memory)}"
-            what = f"attempt {attempt} on {core.workers[worker].name} with {given}"
+            what = f"attempt {attempt} on {core.workers[worker].name} with {_given(allocation)}"
             if started is not None:
                 return f"running for {format_duration(now - started)}: {what}"
             ago = format_duration(now - since)
