@@ -195,15 +195,17 @@ class Calls:
                 self._released.append(message.task)
             return
         match message.outcome:
-            case o.Returned(o.Inline(data)) | o.Raised(error=o.Inline(data)):
+            case o.Returned(o.Inline(data)):
                 self._complete(future, message, data)
-            case o.Returned(o.Blob() as blob) | o.Raised(error=o.Blob() as blob):
-                self._incoming.fetch(blob, lambda data: self._complete(future, message, data))
-            case o.EnvironmentBroken() if (repair := self._repairs.want(future, message)) is not None:
+            case o.Raised() | o.EnvironmentBroken() | o.Impossible() if (repair := self._repairs.want(future, message)) is not None:
                 del self._open[message.task]
                 self._released.append(message.task)
                 if repair.done:
                     self._again(future, message, repair)
+            case o.Raised(error=o.Inline(data)):
+                self._complete(future, message, data)
+            case o.Returned(o.Blob() as blob) | o.Raised(error=o.Blob() as blob):
+                self._incoming.fetch(blob, lambda data: self._complete(future, message, data))
             case _:
                 self._complete(future, message, None)
 

@@ -187,6 +187,10 @@ class Outgoing:
         packed = self._packer.settle(packed)  # in the repair's own thread
         return self.described.get(packed.function) or self._describe(packed)
 
+    def asked_for(self, function: FunctionId, text: str) -> str | None:
+        """A module that an error message of the function's call asks for, and its environment lacks."""
+        return self._packer.asked_for(self.described[function].packed, text)
+
     def over(self, submit: Submit) -> None:
         """The call is over: what it alone needed is not needed any more."""
         if isinstance(submit.arguments, Blob):

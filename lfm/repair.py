@@ -1,5 +1,8 @@
 """Calls whose environment lacked a module that this client has: the environment is made anew, the call said again.
 
+It may have been lacking when the environment was tried, when the call imported it, or when a package that did without
+it so far said that it now needs it.
+
 One repair per function and module, in a thread of its own, as to pack may take seconds; whoever else breaks in
 the same way waits for it, or finds it done.  The session's thread's own, but for that one.
 """
@@ -7,21 +10,25 @@ the same way waits for it, or finds it done.  The session's thread's own, but fo
 from __future__ import annotations
 
 import importlib.util
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lfm.function.optional import asks_to_install
 from lfm.protocol.ids import FunctionId
 from lfm.protocol.messages import Finished
-from lfm.protocol.outcomes import EnvironmentBroken
+from lfm.protocol.outcomes import EnvironmentBroken, Impossible, Outcome, Raised
 
 if TYPE_CHECKING:
     from lfm.future import Future
     from lfm.outgoing import Described, Outgoing
 
 MOST = 5  # modules that one call may turn out to lack
+_FRAME = re.compile(r'^  File "(.+)", line (\d+)', re.MULTILINE)  # of a traceback
+_UNBUILT = re.compile(r"the environment lacks '(?P<module>[\w.]+)', which (?P<importer>[\w.]+) imports")
 
 
 @dataclass(slots=True)
@@ -56,23 +63,36 @@ class Repairs:
 
     def want(self, future: Future[Any], finished: Finished) -> Repair | None:
         """The repair of a broken call, begun or done; None if it cannot be repaired."""
-        broken, submit = finished.outcome, future._submit
-        if not isinstance(broken, EnvironmentBroken) or not broken.module or submit is None:
+        submit = future._submit
+        if submit is None or len(future._lacked) >= MOST:
             return None
-        if broken.module in future._lacked or len(future._lacked) >= MOST or not is_here(broken.module):
+        module, where = self._lacks(finished.outcome, submit.function)
+        if not module or module in future._lacked or not is_here(module):
             return None
-        repair = self._known.get((submit.function, broken.module))
+        repair = self._known.get((submit.function, module))
         if repair is None:
-            where = f"{Path(broken.file).name}:{broken.line}" if broken.file else ""
-            repair = Repair(submit.function, broken.module, where)
+            repair = Repair(submit.function, module, where)
             try:
                 threading.Thread(target=self._work, args=(repair,), name="lfm-repair", daemon=True).start()
             except RuntimeError:  # the interpreter is about to end and starts no more threads
                 return None
-            self._known[submit.function, broken.module] = repair
+            self._known[submit.function, module] = repair
         if not repair.done:
             repair.waiting.append((future, finished))
         return repair
+
+    def _lacks(self, outcome: Outcome, function: FunctionId) -> tuple[str, str]:
+        """The module for want of which a call failed, and where; empty where it failed for another reason."""
+        match outcome:
+            case EnvironmentBroken(module, file, line):
+                return module, f"{Path(file).name}:{line}" if file else ""
+            case Raised(text=text, traceback=trace) if asks_to_install(text):
+                *_, (file, number) = _FRAME.findall(trace) or [("", "")]
+                return self._outgoing.asked_for(function, text) or "", f"{Path(file).name}:{number}" if file else ""
+            case Impossible("environment", reason) if found := _UNBUILT.search(reason):
+                return found["module"], found["importer"]
+            case _:
+                return "", ""
 
     def give_up(self, future: Future[Any]) -> Finished | None:
         """How a call that waits for a repair had broken; it waits no longer.  None: it did not wait."""

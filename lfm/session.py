@@ -486,7 +486,7 @@ class Session:
         if repair.better is not None:
             name, module = repair.better.function.name, repair.module
             self._warn(
-                f"{name} imports {module!r}, which its code does not show; its environment is made again with it; "
+                f"{name} needs {module!r}, which its code does not show; its environment is made again with it; "
                 f"@lfm.task(imports=[{module!r}]) says so at once", UserWarning,
             )  # fmt: skip
         self._calls.again(repair)

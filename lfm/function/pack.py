@@ -25,6 +25,7 @@ from lfm.function.installed import Installed
 from lfm.function.learned import Learned
 from lfm.function.memory import Looking
 from lfm.function.modules import Kind, Modules
+from lfm.function.optional import asked_for
 from lfm.function.pickling import Met, pickle_function, pickle_object
 from lfm.function.plan import Plan
 from lfm.function.resolve import Resolved, resolve
@@ -216,6 +217,11 @@ class Packer:
             basis.grown[found.name] = grown
             self._learned.add(wish.function, found.name, why)
             return grown
+
+    def asked_for(self, packed: Packed, text: str) -> str | None:
+        """A module that an error message of ``packed``'s call asks for, and its environment lacks; None if there is none."""
+        with self._lock:
+            return asked_for(text, self._refresh(), {one.name for one in packed.plan.distributions})
 
     # ------------------------------------------------------------ what was presumed
 

@@ -25,6 +25,7 @@ NOTHING: Told = (0, 0, (), ())
 _WORTH_A_LOOK = 4 << 20  # bytes from which it does not matter what looking costs
 _UNSURE = 1 << 20  # bytes of doubt about copied pages from which smaps_rollup is worth its price
 NAME_LIMIT = 1000  # characters
+MOST_BEHIND = 16  # exceptions behind another
 ROOM = wire.DATAGRAM - 4096  # bytes: texts of four bytes a character leave less of a message than an exception may take
 pages: Any = None  # native.Pages of the forker that this process comes from
 runtime_lib = ""  # what the worker gave along, at the end of the import path; set by the template
@@ -201,10 +202,18 @@ def _strip(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _broken(error: ImportError) -> Told | None:
-    """That the environment is broken, if what was to be imported really cannot be."""
-    name = error.name
-    if not name:
+    """That the environment is broken, if what was to be imported really cannot be.
+
+    Where a package says in words of its own what it lacks, what it had caught then is behind it.
+    """
+    behind: BaseException | None = error
+    for _ in range(MOST_BEHIND):
+        if not isinstance(behind, ImportError) or behind.name:
+            break
+        behind = behind.__cause__ or behind.__context__
+    if not isinstance(behind, ImportError) or not behind.name:
         return None
+    name = behind.name
     try:
         importlib.import_module(name)
         return None
@@ -214,7 +223,7 @@ def _broken(error: ImportError) -> Told | None:
     except BaseException:  # it is there, and fails in its own way
         return None
     file, line = "", 0
-    trace = _strip(error.__traceback__)
+    trace = _strip(behind.__traceback__)
     while trace is not None:
         if "importlib" not in trace.tb_frame.f_code.co_filename:
             file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
@@ -290,6 +299,7 @@ _OPENBLAS = (
 _POOLS = (
     ("openblas", _OPENBLAS),
     ("libmkl_rt", ("MKL_Set_Num_Threads",)),
+    ("libtorch_cpu", ("MKL_Set_Num_Threads_Local",)),  # as torch.set_num_threads does: the MKL inside of it
     ("libgomp", ("omp_set_num_threads",)),
     ("libomp", ("omp_set_num_threads",)),
     ("libiomp", ("omp_set_num_threads",)),

@@ -400,6 +400,36 @@ def test_an_environment_that_lacks_a_module_is_repaired_and_remembered(tmp_path)
     nothing_is_left(tmp_path)
 
 
+def test_what_a_package_says_in_words_of_its_own_is_understood(tmp_path):
+    process = script(tmp_path, """
+        import lfm
+
+        def caught(name):
+            import importlib
+
+            try:
+                return importlib.import_module(name).__name__
+            except ImportError:
+                raise ImportError("this needs an optional part") from None
+
+        def told(name):
+            import importlib.util
+
+            if importlib.util.find_spec(name) is None:
+                raise RuntimeError(f"please install {name}, then try again")
+            return name
+
+        if __name__ == "__main__":
+            with lfm.Executor(cores=2) as ex:
+                print([ex.submit(f, "packaging").result() for f in (caught, told)])
+                for f in (caught, told):
+                    print(type(ex.submit(f, "absent_everywhere").exception()).__name__)
+    """, LFM_CACHE=str(tmp_path / "cache"))
+    out, err = process.communicate(timeout=PATIENCE)
+    assert out.splitlines() == ["['packaging', 'packaging']", "EnvironmentFailed", "RuntimeError"], err
+    assert err.count("made again with it") == 2
+
+
 def test_no_manager_is_started_inside_a_call(ex):
     def nested():
         import lfm

@@ -19,6 +19,7 @@ from lfm.function.plan import Plan
 from lfm_manager.environments.child import build, build_command
 from lfm_manager.environments.problems import BuildFailed
 from lfm_manager.environments.store import Built, Store
+from lfm_manager.environments.verify import look
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
 
@@ -478,3 +479,15 @@ def test_a_requirements_list_is_installed_for_the_clients_python(
 def test_a_plan_of_an_unknown_kind(store: Store) -> None:
     with pytest.raises(BuildFailed, match="kind 'docker'"):
         build(Plan("docker", "k", None), store)
+
+
+def test_what_modules_do_as_they_are_tried(tmp_path: Path) -> None:
+    """There are those that read the source of whoever imports them, and those that say what they lack in their own words."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (site / "curious.py").write_text("import inspect\nassert inspect.stack(3)\n")
+    (site / "lacking.py").write_text("try:\n    import partner\nexcept ImportError:\n    raise RuntimeError('I need more')\n")
+    found = look(tmp_path / "venv" / "bin" / "python", ("curious", "lacking"), ())
+    (failure,) = found.failed
+    assert (failure["module"], failure["missing"], failure["behind"]) == ("lacking", None, "partner")
+    assert not [path for path in found.outside if "inside" in path]

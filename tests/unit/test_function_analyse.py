@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfm.errors import AnalysisError
+from lfm.function.optional import asks_to_install
 from lfm.function.pack import Packed, Packer
 
 
@@ -1082,6 +1083,23 @@ def test_what_a_call_failed_to_import_is_learned(world: World, cache: Path) -> N
     assert needs(packer.pack(again)) == set()
     (cache / "learned.json").write_text("{ nonsense")
     assert needs(Packer().pack(f)) == set()
+
+
+def test_what_a_message_asks_to_install(world: World, cache: Path) -> None:
+    """Packages that did without an optional partner say in words of their own that it is needed now."""
+    world.install("alpha")
+    world.install("Scikit.Thing", {"skthing/__init__.py": "", "skthing/part.py": ""})
+    world.write({"mine.py": ""})
+    packer = Packer()
+    packed = packer.pack(world.main("def f():\n    import alpha\n")["f"])
+    for text in ("skthing needs to be installed to use this module", "You must install scikit-thing, and restart your session."):
+        assert asks_to_install(text) and packer.asked_for(packed, text) == "skthing"
+    for text in ("install alpha", "install json, this or that", "install nowhere", "mine must be installed", "install", ""):
+        assert packer.asked_for(packed, text) is None, text
+    assert not asks_to_install("alpha needs skthing")
+    grown = packer.repair(packed, "skthing", "boost.py:7")
+    assert grown is not None and needs(grown) == {"alpha", "scikit-thing"}
+    assert packer.asked_for(grown, "install skthing") is None
 
 
 def test_what_was_learned_and_is_gone_does_not_matter(world: World, cache: Path) -> None:

@@ -49,11 +49,14 @@ def unpack(tarball: Path, digest: str, into: Path) -> Path:
 
 
 def look(python: Path, modules: tuple[str, ...], forbidden: tuple[str, ...]) -> Findings:
-    """Import ``modules`` in ``python``; what failed, and what came from outside its prefix."""
+    """Import ``modules`` in ``python``; what failed, and what came from outside its prefix.
+
+    The program is no file to it: there are modules that read the source of whoever imports them, torch among them.
+    """
     with tempfile.TemporaryDirectory(prefix="lfm-verify-") as home:
         try:
             done = subprocess.run(
-                [python, "-I", "-B", _PROGRAM], input=json.dumps({"modules": modules, "forbidden": forbidden}),
+                [python, "-I", "-B", "-c", _PROGRAM.read_text()], input=json.dumps({"modules": modules, "forbidden": forbidden}),
                 capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS, cwd=home,
                 env={"PATH": os.defpath, "HOME": home, "TMPDIR": home, "LC_ALL": "C.UTF-8"},
             )  # fmt: skip
@@ -92,7 +95,7 @@ def verify(
                 f"{failure['module']} cannot be imported, here as on the client: {_text(failure)}"
             )
             continue
-        missing = str(failure["missing"] or "")
+        missing = str(failure["missing"] or failure["behind"] or "")
         raise BuildFailed(
             f"the environment lacks {missing!r}, which {failure['module']} imports"
             if missing and missing != failure["module"]

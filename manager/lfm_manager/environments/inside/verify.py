@@ -34,6 +34,14 @@ def main() -> None:
             note(args[1])
 
     sys.addaudithook(hook)
+    def behind(error: BaseException | None) -> str | None:
+        """The module whose absence a package caught before it said in words of its own what it lacks."""
+        for _ in range(16):
+            if isinstance(error, ModuleNotFoundError) and error.name:
+                return error.name
+            error = error and (error.__cause__ or error.__context__)
+        return None
+
     failed = []
     for name in asked["modules"]:
         current[0] = name
@@ -46,6 +54,7 @@ def main() -> None:
                     "missing": getattr(error, "name", None)
                     if isinstance(error, ModuleNotFoundError)
                     else None,
+                    "behind": behind(error),
                     "type": type(error).__name__,
                     "text": str(error).strip().splitlines()[-1:],
                     "import_error": isinstance(error, ImportError),
