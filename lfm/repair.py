@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MOST = 5  # modules that one call may turn out to lack
 _FRAME = re.compile(r'^  File "(.+)", line (\d+)', re.MULTILINE)  # of a traceback
 _UNBUILT = re.compile(r"the environment lacks '(?P<module>[\w.]+)', which (?P<importer>[\w.]+) imports")
+_UNTRIED = re.compile(r"(?P<importer>[\w.]+) cannot be imported from the packed environment: (?P<text>.*)", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -91,6 +92,8 @@ class Repairs:
                 return self._outgoing.asked_for(function, text) or "", f"{Path(file).name}:{number}" if file else ""
             case Impossible("environment", reason) if found := _UNBUILT.search(reason):
                 return found["module"], found["importer"]
+            case Impossible("environment", reason) if (found := _UNTRIED.search(reason)) and asks_to_install(reason):
+                return self._outgoing.asked_for(function, found["text"]) or "", found["importer"]
             case _:
                 return "", ""
 

@@ -61,7 +61,8 @@ def _libc() -> str:
 
 
 def _fingerprint(executable: str) -> str:
-    """sha-256 over the binary, its library and the names and sizes of the standard library, not their places."""
+    """sha-256 over the binary, its library and the names and sizes of the standard library and the headers, not their
+    places."""
     total = hashlib.sha256(
         f"{sys.version}\0{sysconfig.get_config_var('SOABI')}\0{platform.machine()}".encode()
     )
@@ -69,7 +70,8 @@ def _fingerprint(executable: str) -> str:
         if file.is_file():
             with file.open("rb") as handle:
                 total.update(hashlib.file_digest(handle, "sha256").digest())
-    for folder in sorted({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}):
+    folders = {sysconfig.get_path(which) for which in ("stdlib", "platstdlib", "include")}
+    for folder in sorted(folder for folder in folders if os.path.isdir(folder)):
         for line in sorted(_names_and_sizes(folder)):
             total.update(line.encode("utf-8", "surrogateescape"))
     return total.hexdigest()

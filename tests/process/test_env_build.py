@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -116,6 +117,8 @@ def test_the_standard_library_alone(store: Store, tmp_path: Path) -> None:
     prefix = unpacked(built, tmp_path / "node")
     maps = run(prefix, "import ssl, sqlite3, lzma; print(open('/proc/self/maps').read())")
     libraries = {line.split()[-1] for line in maps.splitlines() if ".so" in line}
+    headers = run(prefix, "import sysconfig, os; print(os.path.exists(sysconfig.get_path('include') + '/Python.h'))")
+    assert headers == str(Path(sysconfig.get_path("include"), "Python.h").exists())
     foreign = {Path(path).name for path in libraries if not path.startswith(str(prefix))}
     assert all(re.match(r"ld-linux|lib(c|m|dl|pthread|rt|util)[.-]", name) for name in foreign), foreign
     assert run(prefix, "import json.decoder as d, os; print(os.path.exists(d.__cached__))") == "True"
@@ -486,8 +489,9 @@ def test_what_modules_do_as_they_are_tried(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     (site / "curious.py").write_text("import inspect\nassert inspect.stack(3)\n")
-    (site / "lacking.py").write_text("try:\n    import partner\nexcept ImportError:\n    raise RuntimeError('I need more')\n")
+    (site / "lacking.py").write_text("try:\n    import partner\nexcept ImportError:\n    raise RuntimeError('I need\\n\\nmore')\n")
     found = look(tmp_path / "venv" / "bin" / "python", ("curious", "lacking"), ())
     (failure,) = found.failed
     assert (failure["module"], failure["missing"], failure["behind"]) == ("lacking", None, "partner")
+    assert failure["text"] == "I need more"
     assert not [path for path in found.outside if "inside" in path]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from worlds.client import Pulled, Shelf
 
 from lfm.calls import LOT, Calls
 from lfm.future import Future
 from lfm.protocol import messages as m
+from lfm.protocol import outcomes as o
 from lfm.protocol.ids import FunctionId, TaskId
 from lfm.protocol.outcomes import Inline, Killed, Outcome, Returned
 from lfm.protocol.resources import Request
+from lfm.repair import Repairs
 
 VALUE = Returned(Inline(b"x"))
 T1, T2 = TaskId("s-1"), TaskId("s-2")
@@ -79,3 +82,33 @@ def test_a_call_that_was_taken_is_not_adopted_once_more() -> None:
         assert books.calls.kept() == [] and not books.calls
     books.calls.release()
     assert books.said == [m.Release((TaskId("other-1"),) * 2)]
+
+
+class Asked:
+    """An Outgoing whose packages ask for one thing."""
+
+    def asked_for(self, function: object, text: str) -> str | None:
+        return "partner" if "partner" in text else None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "module", "where"),
+    [
+        (o.EnvironmentBroken("alpha.part", "/site/beta/io.py", 3, "No module named 'alpha'"), "alpha.part", "io.py:3"),
+        (o.Raised(None, "ImportError", "install partner", '  File "/a.py", line 1, in f\n  File "/b/c.py", line 7, in g'), "partner", "c.py:7"),
+        (o.Raised(None, "ValueError", "nothing to install", ""), "", ""),
+        (o.Raised(None, "ValueError", "partner is odd", ""), "", ""),
+        (o.Impossible("environment", "the environment lacks 'alpha', which beta.gamma imports; a hint"), "alpha", "beta.gamma"),
+        (
+            o.Impossible("environment", "beta.fast cannot be imported from the packed environment: ImportError: install partner"),
+            "partner", "beta.fast",
+        ),
+        (o.Impossible("environment", "no space left; install partner"), "", ""),
+        (o.Impossible("lost", "the environment lacks 'alpha', which beta imports"), "", ""),
+        (o.Killed(), "", ""),
+    ],
+)  # fmt: skip
+def test_what_a_call_failed_for_want_of(outcome: o.Outcome, module: str, where: str) -> None:
+    repairs = Repairs(Asked(), lambda repair: None)  # type: ignore[arg-type]
+    assert repairs._lacks(outcome, FunctionId("f"))[:1] == (module,)
+    assert not module or repairs._lacks(outcome, FunctionId("f")) == (module, where)

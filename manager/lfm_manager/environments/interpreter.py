@@ -38,6 +38,7 @@ class Described:
     base_prefix: str
     stdlib: str
     platstdlib: str
+    include: str
     libdir: str
     soabi: str
     machine: str
@@ -105,6 +106,7 @@ def _fill(draft: Draft, it: Described) -> None:
     if it.platlibdir != "lib":  # Fedora's "lib64": Python looks for its library there
         draft.link(it.platlibdir, "lib")
     modules, extensions = _copy_library(draft, it)
+    _copy_headers(draft, it)
     _make_movable(draft, it, {Path(it.executable): binary} | extensions)
     bytecode.compile_all(Path(it.executable), modules)
 
@@ -157,6 +159,13 @@ def _copy_library(draft: Draft, it: Described) -> tuple[list[bytecode.Module], d
         # Debian's Python looks here, and only here, unless it runs in a virtual environment.
         draft.link("lib/python3/dist-packages", f"../{it.library.removeprefix('lib/')}/site-packages")
     return modules, extensions
+
+
+def _copy_headers(draft: Draft, it: Described) -> None:
+    """Python's own, if they are here: there are packages that compile what they are about to run."""
+    root = Path(it.include)
+    for file in sorted(file for file in root.rglob("*") if file.is_file()):
+        draft.copy(file, f"include/{root.name}/{file.relative_to(root)}")
 
 
 def _library_files(root: Path) -> Iterator[tuple[Path, str]]:

@@ -131,8 +131,7 @@ def _way_out(missing: str, module: str) -> str:
 
 
 def _text(failure: dict[str, object]) -> str:
-    text = failure["text"]
-    return f"{failure['type']}: {text[0]}" if isinstance(text, list) and text else str(failure["type"])
+    return f"{failure['type']}: {failure['text']}" if failure["text"] else str(failure["type"])
 
 
 def _last_line(text: str) -> str:

@@ -16,6 +16,7 @@ print(
             "base_prefix": os.path.realpath(sys.base_prefix),
             "stdlib": sysconfig.get_path("stdlib"),
             "platstdlib": sysconfig.get_path("platstdlib"),
+            "include": sysconfig.get_path("include") or "",
             "libdir": sysconfig.get_config_var("LIBDIR") or "",
             "soabi": sysconfig.get_config_var("SOABI") or "",
             "machine": platform.machine(),

@@ -9,6 +9,8 @@ import os
 import sys
 from typing import Any
 
+TEXT = 500  # characters of what an import failed with
+
 
 def main() -> None:
     answer = os.dup(1)
@@ -56,7 +58,7 @@ def main() -> None:
                     else None,
                     "behind": behind(error),
                     "type": type(error).__name__,
-                    "text": str(error).strip().splitlines()[-1:],
+                    "text": " ".join(str(error).split())[:TEXT],
                     "import_error": isinstance(error, ImportError),
                 }
             )
