@@ -13,6 +13,7 @@ from typing import Any
 
 from lfm import errors
 from lfm.monitor import payload
+from lfm.monitor.wire import IN_VAIN
 from lfm.protocol import outcomes as o
 from lfm.protocol.messages import Finished
 from lfm.protocol.resources import format_duration, format_size
@@ -116,6 +117,7 @@ def how_it_ended(finished: Finished, name: str) -> Iterator[str]:
 
 
 def _own(raised: o.Raised, name: str, data: payload.Buffer | None) -> BaseException:
+    trace, _, missed = raised.traceback.partition(f"\n{IN_VAIN}")
     error: object = None
     why = ""
     if data is not None:
@@ -127,10 +129,15 @@ def _own(raised: o.Raised, name: str, data: payload.Buffer | None) -> BaseExcept
         doing = {"load": "reading its arguments, ", "dump": "sending its value, "}.get(raised.stage, "")
         error = errors.RemoteError(
             f"{name}: {doing}{raised.type_name}: {raised.text}{why}",
-            type_name=raised.type_name, text=raised.text, traceback=raised.traceback,
+            type_name=raised.type_name, text=raised.text, traceback=trace,
         )
-    if raised.traceback:
-        error.__cause__ = RemoteTraceback(raised.traceback)
+    if trace:
+        error.__cause__ = RemoteTraceback(trace)
+    if here := [module for module in missed.strip().split(", ") if module and is_here(module)]:
+        error.add_note(
+            f"lfm: it looked in vain for what is installed here and not in its environment: {', '.join(here)}; "
+            f"if that is why: @lfm.task(imports={here[:3]!r})"
+        )
     return error
 
 

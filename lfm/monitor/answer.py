@@ -25,6 +25,7 @@ NOTHING: Told = (0, 0, (), ())
 _WORTH_A_LOOK = 4 << 20  # bytes from which it does not matter what looking costs
 _UNSURE = 1 << 20  # bytes of doubt about copied pages from which smaps_rollup is worth its price
 NAME_LIMIT = 1000  # characters
+MOST_MISSED = 20  # modules
 MOST_BEHIND = 16  # exceptions behind another
 ROOM = wire.DATAGRAM - 4096  # bytes: texts of four bytes a character leave less of a message than an exception may take
 pages: Any = None  # native.Pages of the forker that this process comes from
@@ -98,6 +99,23 @@ def by_cloudpickle(value: Any, first: Exception) -> list[payload.Buffer]:
     return payload.pack(value, dumps)
 
 
+class Missed:
+    """At the end of all that looks for modules: what was looked for here, and is not.
+
+    A package that lacks an optional partner may say nothing about it, and just do less.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, None] = {}
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if path is None:  # a part of a package that is there is nobody's partner
+            self.names[name] = None
+
+
+missed = Missed()
+
+
 def returned(work: tuple[Any, ...], pieces: list[payload.Buffer]) -> Told:
     """A value in pieces: in the message if it is small, else in the call's result file."""
     if sum(memoryview(piece).nbytes for piece in pieces) <= wire.INLINE_LIMIT:
@@ -138,6 +156,8 @@ def raised(work: tuple[Any, ...], error: BaseException, stage: str) -> Told:
         lines = traceback.format_exception(type(error), error, trace)
     except BaseException:
         lines = [*traceback.format_tb(trace), f"{name}: {text}\n"]
+    if missed.names:
+        lines.append(wire.IN_VAIN + ", ".join(list(missed.names)[-MOST_MISSED:]) + "\n")
     texts = (_short(name, NAME_LIMIT), _short(text, wire.TEXT_LIMIT), _short("".join(lines), 2 * wire.TEXT_LIMIT), stage)
     said = tuple(one.encode("utf-8", "replace") for one in texts)
     try:

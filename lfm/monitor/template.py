@@ -99,6 +99,7 @@ def _preload(control_fd: int, config: dict[str, Any]) -> dict[str, str]:
         if trouble := _unfit():
             skipped[name] = trouble
             _start_over(control_fd, config | {"skip": skipped})
+    sys.meta_path.append(answer.missed)  # what calls look for, not what packages do as they load
     return skipped
 
 

@@ -27,6 +27,7 @@ WATCH, RAISE, KILL, CLEAN, WARM = 1, 2, 3, 4, 5
 READY, REPORT, NEAR, CLEANED, COLD, ENDED = 11, 12, 13, 14, 15, 16
 # call -> daemon
 RETURNED, RAISED, BROKEN = 21, 22, 23
+IN_VAIN = "modules looked for in vain: "  # how a line begins that may end a traceback
 
 VERDICTS = ("", "memory", "disk", "wall_time", "processes", "killed")
 STARTED, STRAY, OUT_OF_MEMORY, SPOILED = 1, 2, 4, 8  # flags of a report; spoiled: the slot's channel, by the call

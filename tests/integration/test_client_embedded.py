@@ -419,14 +419,24 @@ def test_what_a_package_says_in_words_of_its_own_is_understood(tmp_path):
                 raise RuntimeError(f"please install {name}, then try again")
             return name
 
+        def silent(*names):
+            import importlib.util
+
+            if not all(map(importlib.util.find_spec, names)):
+                raise RuntimeError("not available")
+
         if __name__ == "__main__":
             with lfm.Executor(cores=2) as ex:
                 print([ex.submit(f, "packaging").result() for f in (caught, told)])
+                error = ex.submit(silent, "json", "packaging").exception()
+                print("packaging" in error.__notes__[0], "in vain" in str(error.__cause__))
+                print(["in vain" in note for note in ex.submit(silent, "absent_everywhere").exception().__notes__])
                 for f in (caught, told):
                     print(type(ex.submit(f, "absent_everywhere").exception()).__name__)
     """, LFM_CACHE=str(tmp_path / "cache"))
     out, err = process.communicate(timeout=PATIENCE)
-    assert out.splitlines() == ["['packaging', 'packaging']", "EnvironmentFailed", "RuntimeError"], err
+    said = ["['packaging', 'packaging']", "True False", "[False]", "EnvironmentFailed", "RuntimeError"]
+    assert out.splitlines() == said, err
     assert err.count("made again with it") == 2
 
 
